@@ -1,0 +1,57 @@
+"""Linearise, multiply, average and read the memory of a recurrent language model.
+
+The names below are loaded on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from ._analyze import analyze
+    from ._describe import describe
+    from .corpus import Corpus, read_corpus
+    from .errors import MnemoscopeError
+    from .model import MemoryModel, open_model
+    from .result import open_result, save_result
+    from .roles import Roles, State, Vocabulary
+
+_HOME = {
+    "Corpus": ".corpus",
+    "MemoryModel": ".model",
+    "MnemoscopeError": ".errors",
+    "Roles": ".roles",
+    "State": ".roles",
+    "Vocabulary": ".roles",
+    "analyze": "._analyze",
+    "describe": "._describe",
+    "open_model": ".model",
+    "open_result": ".result",
+    "read_corpus": ".corpus",
+    "save_result": ".result",
+}
+
+__all__ = [
+    "Corpus",
+    "MemoryModel",
+    "MnemoscopeError",
+    "Roles",
+    "State",
+    "Vocabulary",
+    "__version__",
+    "analyze",
+    "describe",
+    "open_model",
+    "open_result",
+    "read_corpus",
+    "save_result",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,29 @@
+"""The errors a user can cause, so that a command can print them without a traceback."""
+
+
+class MnemoscopeError(Exception):
+    """An input or a call that cannot be used.
+
+    The message says what was expected, what was found, and what to do next. Commands print it
+    and exit with status 2.
+    """
+
+
+class ModelError(MnemoscopeError):
+    """A model file that cannot be read, or whose roles do not fit its graph."""
+
+
+class CorpusError(MnemoscopeError):
+    """A corpus that cannot be read or does not fit the model's vocabulary."""
+
+
+class ResultError(MnemoscopeError):
+    """A result file that cannot be read or written."""
+
+
+class NoBlockRule(MnemoscopeError):
+    """An operator (or a use of it) whose derivative has no block rule."""
+
+
+class ResourceError(MnemoscopeError):
+    """A run that would not fit in memory, or a provider that this machine lacks."""

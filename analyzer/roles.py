@@ -1,0 +1,214 @@
+"""The contract between exporters and analyzer: what each tensor of a memory model is for.
+
+A memory model is one ONNX file that computes one or more time steps of a recurrent language
+model. Its metadata says which tensor is what: key ``mnemoscope.roles`` holds the roles as JSON,
+key ``mnemoscope.vocabulary`` the tokens. ``docs/model-contract.md`` describes both for writers of
+other exporters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, get_args, Literal
+
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+ROLES_KEY = "mnemoscope.roles"
+VOCABULARY_KEY = "mnemoscope.vocabulary"
+ROLES_VERSION = 1
+OPSET = 18  # newer LSTM, GRU and Scan schemas have no CUDA kernel in ONNX Runtime
+IR_VERSION = 8  # the first version that knows opset 18
+
+Kind = Literal["cell", "hidden", "other"]
+Level = Literal["word", "char"]
+
+
+@dataclass(frozen=True)
+class State:
+    """One component of the recurrent state: a vector per stream.
+
+    A tensor that stacks several layers, say ``[layer, batch, unit]``, is described by one `State`
+    per layer, all with the same `input` and `output`.
+
+    Attributes:
+        name: Such as ``lstm0.h``; unique in the model, without ``/``.
+        input: Graph input that carries the state into the step.
+        output: Graph output that carries it out.
+        kind: ``cell`` (an LSTM's c), ``hidden`` (what the next layer reads) or ``other``.
+        layer: Layer number, counted from the input.
+        batch_axis: Axis of the tensor that separates the streams.
+        layer_axis: Axis that stacks the layers; None when the tensor is not stacked.
+        layer_index: This component's position on `layer_axis`; None when not stacked.
+        initial: Value at the start of a stream, flattened, without the batch axis (and without
+            the layer axis); None means zeros.
+    """
+
+    name: str
+    input: str
+    output: str
+    kind: Kind
+    layer: int
+    batch_axis: int
+    layer_axis: int | None = None
+    layer_index: int | None = None
+    initial: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens that a model knows; a token's id is its position.
+
+    Attributes:
+        tokens: ``[V]`` distinct strings.
+        level: ``word`` (white-space separated) or ``char``.
+        unknown: Token that stands for every other; None when the model has none.
+        end_of_line: Token that ends each line; None when the model has none.
+    """
+
+    tokens: tuple[str, ...]
+    level: Level = "word"
+    unknown: str | None = None
+    end_of_line: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise ModelError("The vocabulary is empty; it needs one entry per token id.")
+        if len(set(self.tokens)) != len(self.tokens):
+            seen: set[str] = set()
+            twice = next(t for t in self.tokens if t in seen or seen.add(t))  # type: ignore[func-returns-value]
+            raise ModelError(
+                f"The vocabulary holds {twice!r} twice; each token must stand for one id."
+            )
+        for what, token in (("unknown", self.unknown), ("end-of-line", self.end_of_line)):
+            if token is not None and token not in set(self.tokens):
+                raise ModelError(f"The {what} token {token!r} is not in the vocabulary.")
+        if self.level not in get_args(Level):
+            raise ModelError(f"The vocabulary's level must be word or char, not {self.level!r}.")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which tensor of a memory model plays which part.
+
+    Attributes:
+        tokens: Graph input, integer ``[batch, time]``.
+        embedding: Graph output and cut point, ``[batch, time, E]``: a function of the tokens
+            alone, and all that the recurrent core reads of them.
+        states: The components of the recurrent state, at least one.
+        logits: Graph output ``[batch, time, V]``.
+        normalized: True when `logits` are log-probabilities already.
+        source: Where the model comes from: ``framework``, ``framework_version``,
+            ``exporter_version``, ``weights_sha256``.
+        version: Of this description.
+    """
+
+    tokens: str
+    embedding: str
+    states: tuple[State, ...]
+    logits: str
+    normalized: bool = False
+    source: dict[str, str] = field(default_factory=dict)
+    version: int = ROLES_VERSION
+
+
+def write_roles(model: onnx.ModelProto, roles: Roles, vocabulary: Vocabulary | None) -> None:
+    """Put `roles` and `vocabulary` into the metadata of `model`, replacing older ones."""
+    kept = [p for p in model.metadata_props if p.key not in (ROLES_KEY, VOCABULARY_KEY)]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    entries = {ROLES_KEY: asdict(roles)}
+    if vocabulary is not None:
+        entries[VOCABULARY_KEY] = asdict(vocabulary)
+    for key, value in entries.items():
+        model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
+
+
+def read_roles(model: onnx.ModelProto) -> tuple[Roles, Vocabulary | None]:
+    """The roles and vocabulary that `model` carries.
+
+    Raises:
+        ModelError: There are none, or they are malformed, or they name tensors that the graph
+            does not have.
+    """
+    metadata = {p.key: p.value for p in model.metadata_props}
+    if ROLES_KEY not in metadata:
+        raise ModelError(
+            "This ONNX model says nothing about its roles (which tensor is the embedding, which "
+            "are states). Give it roles first: mnemoscope export onnx MODEL.onnx -o m.onnx"
+        )
+    try:
+        roles = _parse_roles(json.loads(metadata[ROLES_KEY]))
+        vocabulary = None
+        if VOCABULARY_KEY in metadata:
+            vocabulary = _parse_vocabulary(json.loads(metadata[VOCABULARY_KEY]))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            f"The model's roles are malformed ({type(error).__name__}: {error}); "
+            "export the model again."
+        ) from error
+    _check_names(model, roles)
+    return roles, vocabulary
+
+
+def _parse_roles(data: dict[str, Any]) -> Roles:
+    if data.get("version") != ROLES_VERSION:
+        raise ModelError(
+            f"The model's roles have version {data.get('version')!r}, this program reads "
+            f"version {ROLES_VERSION}; export the model again or update mnemoscope."
+        )
+    states = []
+    for entry in data["states"]:
+        initial = entry.get("initial")
+        if initial is not None:
+            initial = tuple(float(x) for x in initial)
+            if not all(map(math.isfinite, initial)):
+                raise ValueError(f"initial value of state {entry['name']!r} is not finite")
+        states.append(State(**{**entry, "initial": initial}))
+    roles = Roles(**{**data, "states": tuple(states)})
+    for what in ("tokens", "embedding", "logits"):
+        if not isinstance(getattr(roles, what), str):
+            raise TypeError(f"role {what} must name a tensor")
+    names = [s.name for s in roles.states]
+    if not names:
+        raise ValueError("no state is listed")
+    if len(set(names)) != len(names):
+        raise ValueError("two states share one name")
+    for state in roles.states:
+        if not state.name or "/" in state.name:
+            raise ValueError(f"state name {state.name!r} is empty or holds a /")
+        if state.kind not in get_args(Kind):
+            raise ValueError(f"state {state.name!r} has the unknown kind {state.kind!r}")
+        if (state.layer_axis is None) != (state.layer_index is None):
+            raise ValueError(f"state {state.name!r} needs both layer_axis and layer_index or none")
+    return roles
+
+
+def _parse_vocabulary(data: dict[str, Any]) -> Vocabulary:
+    tokens = data["tokens"]
+    if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+        raise TypeError("the vocabulary must be a list of strings")
+    return Vocabulary(**{**data, "tokens": tuple(tokens)})
+
+
+def _check_names(model: onnx.ModelProto, roles: Roles) -> None:
+    inputs = {i.name for i in model.graph.input}
+    outputs = {o.name for o in model.graph.output}
+    wanted = [
+        ("tokens", roles.tokens, "input", inputs),
+        ("embedding", roles.embedding, "output", outputs),
+        ("logits", roles.logits, "output", outputs),
+    ]
+    for state in roles.states:
+        wanted.append((f"state {state.name}", state.input, "input", inputs))
+        wanted.append((f"state {state.name}", state.output, "output", outputs))
+    for role, name, side, present in wanted:
+        if name not in present:
+            raise ModelError(
+                f"The roles name {name!r} as graph {side} for {role}, but the graph's {side}s "
+                f"are {', '.join(sorted(present)) or 'none'}; export the model again."
+            )

@@ -1,0 +1,1 @@
+"""Writers of memory models, one module per framework."""
