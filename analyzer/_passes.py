@@ -1,0 +1,145 @@
+"""Small edits of ONNX graphs. Each returns a new model and states what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from .errors import ModelError
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """`graph` and all graphs inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from graphs(attribute.g)
+            for inner in attribute.graphs:
+                yield from graphs(inner)
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """Names that `node` reads from its graph, those read by its subgraphs included."""
+    names = {n for n in node.input if n}
+    for attribute in node.attribute:
+        inner = list(attribute.graphs)
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            inner.append(attribute.g)
+        for graph in inner:
+            local = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+            for child in graph.node:
+                names |= reads(child) - local
+                local |= set(child.output)
+            names |= {o.name for o in graph.output} - local
+    return names
+
+
+def extract(model: onnx.ModelProto, inputs: Iterable[str], outputs: list[str]) -> onnx.ModelProto:
+    """The part of `model` that computes `outputs`, cut at `inputs`.
+
+    Requires names of tensors of the main graph; a name in `inputs` may be any of them and is
+    then no longer computed. The graph's inputs are those of `inputs` and of the old inputs that
+    are still needed; types of cut tensors are left open where the model does not state them.
+    """
+    cut = set(inputs)
+    needed, nodes = set(outputs), []
+    for node in reversed(model.graph.node):
+        if any(o in needed and o not in cut for o in node.output if o):
+            nodes.append(node)
+            needed |= reads(node)
+    # Initialisers before inputs: until IR version 4 each stood in both lists.
+    initializers = [t for t in model.graph.initializer if t.name in needed - cut]
+    stored = {t.name for t in initializers}
+    typed = {v.name: v for v in (*model.graph.value_info, *model.graph.input,
+                                 *model.graph.output)}  # fmt: skip
+    old = [i.name for i in model.graph.input if i.name in needed and i.name not in stored]
+    names = list(dict.fromkeys([*old, *(n for n in inputs if n in needed)]))
+    result = onnx.ModelProto()
+    result.ir_version = model.ir_version
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    result.graph.name = model.graph.name or "part"
+    result.graph.node.extend(reversed(nodes))
+    result.graph.initializer.extend(initializers)
+    result.graph.input.extend(typed.get(n, onnx.ValueInfoProto(name=n)) for n in names)
+    result.graph.output.extend(typed.get(n, onnx.ValueInfoProto(name=n)) for n in outputs)
+    return result
+
+
+def to_precision(model: onnx.ModelProto, dtype: np.dtype) -> onnx.ModelProto:
+    """`model` with every floating-point tensor in `dtype` (float32 or float64).
+
+    Declared shapes and types of inner tensors are dropped; they are inferred again on loading.
+    """
+    target = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for graph in (*graphs(result.graph),):
+        del graph.value_info[:]
+        for tensor in graph.initializer:
+            _convert(tensor, dtype)
+        for info in (*graph.input, *graph.output):
+            if info.type.tensor_type.elem_type in FLOATS:
+                info.type.tensor_type.elem_type = target
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.TENSOR:
+                    _convert(attribute.t, dtype)
+                # Cast, EyeLike and the random operators name an element type.
+                if attribute.name in ("to", "dtype") and attribute.i in FLOATS:
+                    attribute.i = target
+    return result
+
+
+def _convert(tensor: TensorProto, dtype: np.dtype) -> None:
+    target = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    if tensor.data_type in FLOATS and tensor.data_type != target:
+        array = numpy_helper.to_array(tensor).astype(dtype)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def weights(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every stored floating-point tensor: initialisers and constants, in subgraphs too."""
+    nodes = [n for f in model.functions for n in f.node]
+    for graph in graphs(model.graph):
+        nodes.extend(graph.node)
+        yield from (t for t in graph.initializer if t.data_type in FLOATS)
+        for sparse in graph.sparse_initializer:
+            yield sparse.values
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in FLOATS:
+                yield attribute.t
+
+
+def check_finite(model: onnx.ModelProto) -> None:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        ModelError: A stored tensor holds NaN or an infinity, apart from single numbers: graphs
+            use an infinite constant to mask.
+    """
+    for tensor in weights(model):
+        array = numpy_helper.to_array(tensor)
+        if array.size > 1 and not np.isfinite(array).all():
+            bad = int(array.size - np.isfinite(array).sum())
+            raise ModelError(
+                f"The weight {tensor.name!r} holds {bad} values that are NaN or infinite; every "
+                "weight must be finite. The training probably diverged: use an earlier checkpoint."
+            )
+
+
+def fresh_prefix(model: onnx.ModelProto, stem: str) -> str:
+    """A prefix that no name in the main graph starts with."""
+    names = {n for node in model.graph.node for n in (*node.output, *node.input)}
+    names |= {i.name for i in (*model.graph.input, *model.graph.initializer)}
+    prefix = f"{stem}/"
+    while any(n.startswith(prefix) for n in names):
+        prefix = "_" + prefix
+    return prefix

@@ -1,0 +1,136 @@
+"""All dealings with ONNX Runtime: sessions, providers, buffers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from .errors import ModelError, ResourceError
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+# Warnings about unused initialisers or device discovery are of no use to a user; errors arrive
+# as exceptions.
+ort.set_default_logger_severity(4)
+
+
+def session(
+    model: onnx.ModelProto,
+    provider: str = CPU,
+    *,
+    threads: int | None = None,
+    tf32: bool = False,
+    optimize: bool = True,
+) -> ort.InferenceSession:
+    """A session that runs `model` on `provider` and on no other.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+        ResourceError: `provider` was asked for and is not what runs.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    providers: list = [CPU]
+    if provider == CUDA:
+        # Without this entry a node that CUDA lacks would quietly run on the CPU.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        providers = [(CUDA, {"use_tf32": "1" if tf32 else "0"})]
+    try:
+        made = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    except Exception as error:
+        if provider == CUDA:
+            raise ResourceError(f"CUDA cannot run this model: {_first_line(error)}") from error
+        raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+    if provider not in made.get_providers():
+        raise ResourceError(
+            f"The session was to run on {provider} but runs on {', '.join(made.get_providers())}."
+        )
+    return made
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:500] if text else type(error).__name__
+
+
+def run(
+    made: ort.InferenceSession, outputs: list[str] | None, feeds: dict[str, np.ndarray]
+) -> list[np.ndarray]:
+    """Run a session; what the graph refuses becomes a `ModelError`."""
+    try:
+        return made.run(outputs, feeds)
+    except Exception as error:
+        raise ModelError(f"The model does not run: {_first_line(error)}") from error
+
+
+def evaluate(
+    model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Values of any tensors of the main graph, optional outputs that a node omits left out."""
+    if not names:
+        return {}
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    # Unoptimised, since a fusion would remove tensors that are asked for.
+    made = session(exposed, optimize=False)
+    values = run(made, list(names), feeds)
+    return {n: np.asarray(v) for n, v in zip(names, values, strict=True)}
+
+
+def providers() -> dict[str, bool]:
+    """Which of the providers that this program can use are usable here."""
+    return {"cpu": True, "cuda": cuda_problem() is None}
+
+
+def cuda_problem() -> str | None:
+    """Why CUDA cannot be used here; None when it can."""
+    if CUDA not in ort.get_available_providers():
+        return "this build of onnxruntime has no CUDA provider (install onnxruntime-gpu)"
+    if os.name == "posix" and not os.path.exists("/dev/nvidia0"):
+        return "this machine shows no NVIDIA device"
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    from onnx import helper
+
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "probe", [x], [y])
+    try:
+        session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)],
+                                  ir_version=8), CUDA)  # fmt: skip
+    except ResourceError as error:
+        return str(error)
+    return None
+
+
+def choose_provider(asked: str | None) -> tuple[str, str]:
+    """The provider to use and one line that says which and why.
+
+    Args:
+        asked: ``cpu``, ``cuda`` or ``auto`` (None means ``auto``).
+
+    Raises:
+        ResourceError: ``cuda`` was asked for and cannot be used.
+    """
+    if asked == "cpu":
+        return CPU, "Running on the CPU, as asked."
+    problem = cuda_problem()
+    if asked == "cuda":
+        if problem:
+            raise ResourceError(
+                f"--provider cuda was asked for, but {problem}. Use --provider cpu, or auto."
+            )
+        return CUDA, "Running on CUDA, as asked."
+    if problem:
+        return CPU, f"Running on the CPU: {problem}."
+    return CUDA, "Running on CUDA: a usable device was found."

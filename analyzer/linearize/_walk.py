@@ -1,0 +1,136 @@
+"""Walk a step graph once and emit a graph that also computes its derivative blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from .._passes import reads
+from ..errors import NoBlockRule
+from ._blocks import Algebra, Block, Dense, Selection
+from ._graph import Builder, Tensor
+from ._linearization import Jacobian, Linearization
+from ._probe import Probe, probe
+from ._rules import ZERO, Blocks, Use, differentiate
+from ._step import Step, lowered
+
+
+def block_linearization(step: Step) -> Linearization:
+    """The derivatives of one step by block rules, for a batch of one stream.
+
+    Raises:
+        NoBlockRule: Names every operator on the way from a source to a state that has no rule.
+    """
+    model = lowered(step)
+    feeds = step.example(1)
+    facts = probe(model, feeds)
+    sources = {
+        graph_input: (name, np.arange(size).reshape(1, size))
+        for name, (graph_input, size) in step.sources.items()
+    }
+    builder = Builder(step.dtype, f"{step.prefix}d")
+    blocks, missing = walk(model, facts, sources, builder)
+    reached = [m for c in step.differentiable for m in missing.get(c.output, ())]
+    if reached:
+        raise NoBlockRule("; ".join(dict.fromkeys(reached)))
+    algebra = Algebra(builder)
+    jacobians = {}
+    for component in step.differentiable:
+        for name, (_, size) in step.sources.items():
+            block = blocks.get(component.output, {}).get(name)
+            jacobians[component.name, name] = _finish(algebra, block, size, component.size)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    result.graph.node.extend(builder.nodes)
+    result.graph.initializer.extend(builder.initializers)
+    return Linearization(step, result, jacobians, "jvp")
+
+
+def walk(
+    model: onnx.ModelProto,
+    facts: Probe,
+    sources: dict[str, tuple[str, np.ndarray]],
+    builder: Builder,
+) -> tuple[dict[str, Blocks], dict[str, tuple[str, ...]]]:
+    """Derivatives of every tensor of a graph.
+
+    Args:
+        model: A graph of operators with rules (see `_lower.lower`).
+        facts: Its shapes and constants.
+        sources: Graph input → source name and, for each element of the input, its position in
+            the source; positions repeat along the axis of the streams.
+        builder: Takes the nodes that compute the blocks.
+
+    Returns:
+        Tensor name → blocks per source; and tensor name → what stood in the way, for tensors
+        whose derivative could not be found.
+    """
+    algebra = Algebra(builder)
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    blocks: dict[str, Blocks] = {
+        graph_input: {name: Selection(index, None, int(index.max(initial=-1)) + 1)}
+        for graph_input, (name, index) in sources.items()
+    }
+    missing: dict[str, tuple[str, ...]] = {}
+
+    def tensor(name: str) -> Tensor | None:
+        return Tensor(name, facts.shapes[name]) if name in facts.shapes else None
+
+    for node in model.graph.node:
+        outputs = [n for n in node.output if n]
+        names = reads(node)
+        if not any(n in blocks or n in missing for n in names):
+            continue
+        if node.op_type in ZERO or not any(_is_float(facts, n) for n in outputs):
+            continue
+        obstacles = tuple(dict.fromkeys(m for n in sorted(names) for m in missing.get(n, ())))
+        use = Use(
+            node=node,
+            attributes={a.name: helper.get_attribute_value(a) for a in node.attribute},
+            inputs=[tensor(n) if n else None for n in node.input],
+            outputs=[tensor(n) if n else None for n in node.output],
+            blocks=[blocks.get(n, {}) for n in node.input],
+            constants=[facts.constants.get(n) for n in node.input],
+            builder=builder,
+            algebra=algebra,
+            opset=opset,
+        )
+        try:
+            found = differentiate(use)
+        except NoBlockRule as error:
+            obstacles = (*obstacles, str(error))
+            found = []
+        if obstacles:
+            missing.update(dict.fromkeys(outputs, obstacles))
+        for name, derivative in zip(node.output, found, strict=False):
+            if name and derivative and _is_float(facts, name):
+                blocks[name] = derivative
+    return blocks, missing
+
+
+def _is_float(facts: Probe, name: str) -> bool:
+    return name in facts.dtypes and np.issubdtype(facts.dtypes[name], np.floating)
+
+
+def _finish(algebra: Algebra, block: Block | None, rows: int, columns: int) -> Jacobian:
+    """The simplest kind that holds a block of a flat ``[1, columns]`` state."""
+    if block is None:
+        return Jacobian("zero", None)
+    builder = algebra.builder
+    if isinstance(block, Selection) and rows == columns:
+        index = block.index.reshape(-1)
+        own = index == np.arange(columns)
+        if own.all() and block.scale is None:
+            return Jacobian("identity", None)
+        if (own | (index < 0)).all():
+            scale = block.scale or builder.constant(np.ones((1, 1)))
+            if not own.all():
+                scale = builder.mul(scale, builder.constant(own.reshape(1, -1)))
+            return Jacobian("diagonal", builder.expand(scale, (1, columns)).name)
+        if (index < 0).all():
+            return Jacobian("zero", None)
+    tensor = algebra.full(block, (1, columns), [0, 1])
+    if isinstance(block, Dense) or tensor.shape != (rows, columns):
+        tensor = builder.reshape(tensor, (rows, columns))
+    return Jacobian("dense", tensor.name)

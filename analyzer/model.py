@@ -1,0 +1,217 @@
+"""Opening a memory model: a file from anywhere becomes a checked object, or a clear error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from . import _passes, _runtime
+from .errors import ModelError
+from .roles import Roles, State, Vocabulary, read_roles
+
+_LARGEST = 2**31  # bytes; a protobuf message cannot be larger
+_CHUNK = 4096  # tokens embedded in one run
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """A memory model: an ONNX graph whose roles are known.
+
+    Attributes:
+        path: Where it was read from.
+        proto: The whole ONNX model, external data loaded.
+        roles: Which tensor plays which part.
+        vocabulary: The tokens, where the model carries them.
+    """
+
+    path: Path
+    proto: onnx.ModelProto
+    roles: Roles
+    vocabulary: Vocabulary | None
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """V, the number of token ids."""
+        if self.vocabulary is not None:
+            return len(self.vocabulary.tokens)
+        info = next(o for o in self.proto.graph.output if o.name == self.roles.logits)
+        dims = info.type.tensor_type.shape.dim
+        if not dims or not dims[-1].dim_value:
+            raise ModelError(
+                "The size of the vocabulary is unknown: the model carries no vocabulary and its "
+                "logits have no fixed last dimension. Export it with --vocabulary."
+            )
+        return dims[-1].dim_value
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        """Embeddings of token ids.
+
+        Args:
+            ids: ``[n]`` integers below `vocabulary_size`.
+
+        Returns:
+            ``[n, E]`` in the model's own precision.
+        """
+        made, name, dtype, batch = self._embedder
+        size = batch or _CHUNK
+        parts = []
+        for start in range(0, len(ids), size):
+            chunk = np.asarray(ids[start : start + size], dtype)[:, None]
+            pad = (batch or len(chunk)) - len(chunk)
+            padded = np.pad(chunk, ((0, pad), (0, 0)))
+            (out,) = _runtime.run(made, [self.roles.embedding], {name: padded})
+            if out.ndim != 3 or out.shape[:2] != padded.shape:
+                raise ModelError(
+                    f"The embedding must be [batch, time, E] and came out as {list(out.shape)} "
+                    f"for tokens {list(padded.shape)}."
+                )
+            parts.append(out[: len(chunk), 0])
+        return np.concatenate(parts)
+
+    @cached_property
+    def _embedder(self):
+        part = _passes.extract(self.proto, [self.roles.tokens], [self.roles.embedding])
+        extra = [i.name for i in part.graph.input if i.name != self.roles.tokens]
+        if extra:
+            raise ModelError(
+                f"The embedding {self.roles.embedding!r} must depend on the tokens alone, but it "
+                f"also reads {', '.join(extra)}. Choose an earlier tensor as the embedding."
+            )
+        made = _runtime.session(part)
+        info = made.get_inputs()
+        if [i.name for i in info] != [self.roles.tokens]:
+            raise ModelError(
+                f"The embedding {self.roles.embedding!r} does not depend on the tokens."
+            )
+        dtype = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}.get(info[0].type)
+        if dtype is None:
+            raise ModelError(f"The tokens must be int32 or int64, not {info[0].type}.")
+        batch = info[0].shape[0]
+        return made, self.roles.tokens, dtype, batch if isinstance(batch, int) else None
+
+    @cached_property
+    def embeddings(self) -> np.ndarray:
+        """The embedding of every token, ``[V, E]``."""
+        return self.embed(np.arange(self.vocabulary_size))
+
+    def state_shape(self, state: State) -> tuple[tuple[int, ...], int]:
+        """The per-stream shape of one component and the ONNX element type of its tensor."""
+        info = next(i for i in self.proto.graph.input if i.name == state.input)
+        tensor = info.type.tensor_type
+        dims = tensor.shape.dim
+        axes = {state.batch_axis, state.layer_axis} - {None}
+        if len(dims) <= max(axes, default=0):  # type: ignore[type-var]
+            raise ModelError(
+                f"State {state.name} claims axes {sorted(axes)} of {state.input!r}, which has "  # type: ignore[type-var]
+                f"{len(dims)} axes."
+            )
+        shape = []
+        for axis, dim in enumerate(dims):
+            if axis in axes:
+                continue
+            if not dim.dim_value:
+                raise ModelError(
+                    f"The size of state {state.name} is unknown: axis {axis} of {state.input!r} "
+                    "has no fixed length."
+                )
+            shape.append(dim.dim_value)
+        return tuple(shape), tensor.elem_type
+
+
+def open_model(path: str | Path) -> MemoryModel:
+    """Read and check a memory model.
+
+    Raises:
+        ModelError: The file is missing, empty, not ONNX, damaged, has no roles or roles that do
+            not fit, points at data outside its own folder, or holds weights that are not finite.
+    """
+    path = Path(path)
+    proto = load_proto(path)
+    roles, vocabulary = read_roles(proto)
+    _passes.check_finite(proto)
+    model = MemoryModel(path, proto, roles, vocabulary)
+    for state in roles.states:
+        model.state_shape(state)
+    return model
+
+
+def load_proto(path: Path) -> onnx.ModelProto:
+    """Read any ONNX file, with its external data if that lies in the model's own folder.
+
+    Raises:
+        ModelError: As for `open_model`, roles and weights aside.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise ModelError(f"{path} is not a file; expected an ONNX model.")
+        if size == 0:
+            raise ModelError(f"{path} is empty; expected an ONNX model.")
+        if size >= _LARGEST:
+            raise ModelError(
+                f"{path} has {size / 2**30:.1f} GiB; an ONNX file holds at most 2 GiB. Store the "
+                "weights as external data beside it."
+            )
+        proto = onnx.load_model_from_string(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"There is no model file {path}.") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+    except DecodeError:
+        raise ModelError(f"{path} is not an ONNX model, or it is cut off or damaged.") from None
+    if not proto.graph.node or not proto.opset_import:
+        raise ModelError(f"{path} is not an ONNX model: it holds no graph.")
+    _load_external_data(proto, path.parent)
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0][:300]
+        raise ModelError(f"{path} is not a valid ONNX model: {first}") from None
+    return proto
+
+
+def _load_external_data(proto: onnx.ModelProto, folder: Path) -> None:
+    """Load external tensors, refusing any path that leaves `folder`, links included."""
+    root = folder.resolve()
+    found = False
+    for tensor in _all_tensors(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        found = True
+        entries = {e.key: e.value for e in tensor.external_data}
+        location = entries.get("location", "")
+        target = (folder / location).resolve()
+        if not location or Path(location).is_absolute() or not target.is_relative_to(root):
+            raise ModelError(
+                f"The weight {tensor.name!r} points at {location!r}, outside the model's folder; "
+                "external data must lie beside the model. The file was not opened."
+            )
+        if not target.is_file():
+            raise ModelError(
+                f"The weight {tensor.name!r} lies in {location!r}, which is missing beside the "
+                "model; keep the two files together."
+            )
+    if found:
+        try:
+            onnx.load_external_data_for_model(proto, str(folder))
+        except (ValueError, RuntimeError, OSError, onnx.checker.ValidationError) as error:
+            raise ModelError(f"The model's external data cannot be read: {error}") from None
+
+
+def _all_tensors(proto: onnx.ModelProto):
+    nodes = [n for f in proto.functions for n in f.node]
+    for graph in _passes.graphs(proto.graph):
+        nodes.extend(graph.node)
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from attribute.tensors
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
