@@ -50,7 +50,7 @@ class Whitening:
 
 
 def whiten(embeddings: np.ndarray) -> Whitening:
-    """The whitening of V20, equations 6 to 10: ``cov = D Dᵀ``, ``Z = D⁻¹``.
+    """Whiten as V20 does, equations 6 to 10: ``cov = D Dᵀ``, ``Z = D⁻¹``.
 
     The covariance is that of the centred embeddings, divided by V: every type of the vocabulary
     counts once. D is its Cholesky factor, taken from a QR decomposition of the centred embeddings
@@ -89,7 +89,7 @@ def whiten(embeddings: np.ndarray) -> Whitening:
 
 
 def mean_matrix(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The mean of matrices from their sum, ``G = S / N`` (V18 and V20, section 3).
+    """Average matrices from their sum, ``G = S / N`` (V18 and V20, section 3).
 
     Args:
         total: ``[..., unit, embedding]``, sums.
@@ -185,7 +185,7 @@ def jackknife(
     block_count: np.ndarray,
     statistic: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Standard error of a statistic of a mean, by leaving out one block of the corpus at a time.
+    """Estimate a standard error by leaving out one contiguous block of the corpus at a time.
 
     With θ the statistic of the mean over all blocks, θ₍ᵦ₎ that without block b, and
     ``h = N / N_b``, the pseudo-values ``h θ − (h − 1) θ₍ᵦ₎`` estimate θ each from one block, and ::
@@ -194,8 +194,8 @@ def jackknife(
 
     over the g blocks that hold anything. For blocks of one size this is the usual
     ``(g − 1)/g · Σ (θ₍ᵦ₎ − mean θ₍ᵦ₎)²``; for a mean it is unbiased whatever the sizes. (Busing,
-    Meijer, van der Leeden, "Delete-m Jackknife for Unequal m", Statistics and Computing 9, 1999,
-    equations 6 and 7.) With g blocks the result itself is uncertain by about 1/√(2(g − 1)).
+    Meijer, van der Leeden, "Delete-m Jackknife for Unequal m", Statistics and Computing 9, 1999.)
+    With g blocks the result itself is uncertain by about 1/√(2(g − 1)).
 
     Args:
         block_sum: ``[block, *lead, unit, embedding]``, sum of each block.

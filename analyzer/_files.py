@@ -1,0 +1,26 @@
+"""Writing a file so that it is either whole or not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name in the folder of `path`, and move what is written there into place.
+
+    If the body fails, or writes nothing, `path` stays as it was and no temporary file is left.
+    The name keeps the suffix of `path`, by which some writers choose their format. A symbolic
+    link is followed: its target is replaced, not the link.
+    """
+    final = Path(os.path.realpath(path))
+    temporary = final.with_name(f".{final.stem[:100]}.{os.getpid()}.tmp{final.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, final)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()

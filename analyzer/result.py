@@ -1,0 +1,379 @@
+"""The result file: what is in it, how it is written and how it is read.
+
+``docs/result-format.md`` describes every variable for readers in other languages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ._files import replacing
+from .errors import ResultError
+from .metrics import (
+    Whitening,
+    jackknife,
+    mean_matrix,
+    noise_matrix,
+    selectivity,
+    singular_values,
+    whiten,
+)
+from .sums import Sums
+
+FORMAT = "mnemoscope result"
+FORMAT_VERSION = 1
+NORMALIZATIONS = ("none", "whitened")
+LEADING = (1, 5)
+"""The n for which the selectivity (σ₁ + … + σₙ) / Σσ is stored."""
+
+_CURVE = ("normalization", "group", "delay")
+_MATRIX = ("group", "delay", "unit", "embedding")
+_REQUIRED = {
+    "count": ("group", "delay"),
+    "singular_values": (*_CURVE, "order"),
+    "singular_values_stderr": (*_CURVE, "order"),
+    "selectivity": (*_CURVE, "leading"),
+    "selectivity_stderr": (*_CURVE, "leading"),
+    "noise_floor": _CURVE,
+}
+_OPTIONAL = {
+    "gradient": _MATRIX,
+    "noise": _MATRIX,
+    "block_gradient": ("block", *_MATRIX),
+    "block_count": ("block", "group", "delay"),
+}
+_ROOT = {
+    "delay": ("delay",),
+    "group": ("group",),
+    "normalization": ("normalization",),
+    "leading": ("leading",),
+    "embedding_whitening": ("embedding", "direction"),
+}
+_PER_UNIT = "state / embedding"
+_PER_DEVIATION = "none: state / embedding; whitened: state / standard deviation of the embedding"
+
+
+def check_state_names(names: list[str]) -> None:
+    """Refuse state names that a result file cannot hold.
+
+    Raises:
+        ResultError: A name equals a variable of the root, or cannot name a netCDF group.
+    """
+    for name in names:
+        if name in _ROOT or name in (".", "..") or "/" in name or not name.strip():
+            raise ResultError(
+                f"A result file cannot hold a state named {name!r}: "
+                f"it must differ from {', '.join(_ROOT)} and hold no slash. "
+                "Give the state another name (mnemoscope export torch --state-names)."
+            )
+
+
+def build(
+    sums: dict[str, Sums],
+    *,
+    groups: list[str],
+    embeddings: np.ndarray,
+    state_info: dict[str, dict[str, Any]],
+    attributes: dict[str, Any],
+    block_gradient_limit: int = 2**28,
+) -> xr.DataTree:
+    """Derive the means and measures from sums, as the tree that a result file holds.
+
+    Args:
+        sums: One per state component, by its name.
+        groups: ``[group]`` names.
+        embeddings: ``[token, embedding]``, one row for each type of the vocabulary.
+        state_info: By state name: ``kind``, ``layer`` and whatever else describes the state.
+        attributes: Of the root: how the result was made. None is left out, True and False become
+            1 and 0, and lists and dictionaries become JSON text.
+        block_gradient_limit: Bytes; the mean of each block is kept if all of them together need
+            no more.
+
+    Raises:
+        ResultError: A state has a name that the file cannot hold.
+    """
+    check_state_names(list(sums))
+    whitening = whiten(embeddings)
+    size = np.shape(embeddings)[1]
+    padded = np.zeros((size, size))
+    padded[:, : whitening.rank] = whitening.D
+    delays = next(iter(sums.values())).block_sum.shape[2]
+    root = xr.Dataset(
+        {
+            "embedding_whitening": _variable(
+                _ROOT["embedding_whitening"],
+                padded,
+                "square root D of the covariance D Dᵀ of the embeddings; whitened = gradient D",
+                "embedding / standard deviation",
+                rank=whitening.rank,
+                condition_number=whitening.condition_number,
+                full_rank=whitening.full_rank,
+            )
+        },
+        coords={
+            "delay": _variable("delay", np.arange(delays), "words read since", "time step"),
+            "group": _variable("group", np.array(groups, dtype=str), "class of input words", "1"),
+            "normalization": _variable(
+                "normalization",
+                np.array(NORMALIZATIONS),
+                "whether every direction of the embedding space has unit variance",
+                "1",
+            ),
+            "leading": _variable(
+                "leading", np.array(LEADING), "how many of the largest singular values", "1"
+            ),
+        },
+        attrs={
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **encode_attributes(attributes),
+        },
+    )
+    keep_blocks = sum(4 * s.block_sum.size for s in sums.values()) <= block_gradient_limit
+    children = {
+        name: _state(s, whitening, keep_blocks, state_info.get(name, {}))
+        for name, s in sums.items()
+    }
+    return xr.DataTree.from_dict({"/": root, **{f"/{n}": d for n, d in children.items()}})
+
+
+def _state(sums: Sums, whitening: Whitening, keep_blocks: bool, info: dict[str, Any]) -> xr.Dataset:
+    counts = np.asarray(sums.block_count, dtype=np.int64)
+    _, groups, delays, units, size = sums.block_sum.shape
+    order = min(units, size)
+    curve = (len(NORMALIZATIONS), groups, delays)
+    gradient = np.empty((groups, delays, units, size), dtype=np.float32)
+    noise = np.empty_like(gradient)
+    values, values_stderr = np.empty((2, *curve, order))
+    ratios, ratios_stderr = np.empty((2, *curve, len(LEADING)))
+    floor = np.empty(curve)
+
+    def measures(matrix: np.ndarray) -> np.ndarray:
+        return _measures(matrix, whitening.D)
+
+    for g in range(groups):  # one group at a time: a few copies of one group's means at once
+        total = sums.block_sum[:, g].sum(axis=0, dtype=np.float64)
+        count = counts[:, g].sum(axis=0)
+        mean = mean_matrix(total, count)
+        half = noise_matrix(total, count, sums.half_sum[g], sums.half_count[g])
+        with np.errstate(over="ignore"):
+            gradient[g], noise[g] = mean, half
+        found = np.moveaxis(measures(mean), -2, 0)
+        errors = np.moveaxis(jackknife(sums.block_sum[:, g], counts[:, g], measures), -2, 0)
+        values[:, g], ratios[:, g] = found[..., :order], found[..., order:]
+        values_stderr[:, g], ratios_stderr[:, g] = errors[..., :order], errors[..., order:]
+        floor[:, g] = np.moveaxis(measures(half), -2, 0)[..., 0]
+
+    data = {
+        "gradient": _variable(
+            _MATRIX, gradient, "mean derivative of the state by the embedding", _PER_UNIT
+        ),
+        "noise": _variable(
+            _MATRIX, noise, "half the difference of the means of two random halves", _PER_UNIT
+        ),
+        "count": _variable(_REQUIRED["count"], counts.sum(axis=0), "derivatives in each mean", "1"),
+        "block_count": _variable(
+            _OPTIONAL["block_count"], counts, "derivatives in the mean of each block", "1"
+        ),
+        "singular_values": _variable(
+            _REQUIRED["singular_values"],
+            values,
+            "singular values of the mean gradient, largest first",
+            _PER_DEVIATION,
+        ),
+        "singular_values_stderr": _variable(
+            _REQUIRED["singular_values_stderr"],
+            values_stderr,
+            "standard errors of singular_values, by the delete-one-block jackknife",
+            _PER_DEVIATION,
+        ),
+        "selectivity": _variable(
+            _REQUIRED["selectivity"],
+            ratios,
+            "share of the leading singular values in the sum of all",
+            "1",
+        ),
+        "selectivity_stderr": _variable(
+            _REQUIRED["selectivity_stderr"],
+            ratios_stderr,
+            "standard errors of selectivity, by the delete-one-block jackknife",
+            "1",
+        ),
+        "noise_floor": _variable(
+            _REQUIRED["noise_floor"],
+            floor,
+            "largest singular value of noise: what a mean without consistent direction shows",
+            _PER_DEVIATION,
+        ),
+    }
+    if keep_blocks:
+        with np.errstate(over="ignore"):
+            data["block_gradient"] = _variable(
+                _OPTIONAL["block_gradient"],
+                np.stack(
+                    [
+                        mean_matrix(s, n).astype(np.float32)
+                        for s, n in zip(sums.block_sum, counts, strict=True)
+                    ]
+                ),
+                "mean derivative of the state by the embedding, in each block of the corpus",
+                _PER_UNIT,
+            )
+    return xr.Dataset(data, attrs=encode_attributes(info))
+
+
+def _measures(matrix: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Find singular values and selectivities, plain and whitened.
+
+    Args:
+        matrix: ``[..., unit, embedding]``.
+        d: ``[embedding, direction]``.
+
+    Returns:
+        ``[..., normalization, order + leading]``; singular values that a singular whitening
+        takes away are 0.
+    """
+    units, size = matrix.shape[-2:]
+    order = min(units, size)
+    if units >= 2 * size:
+        # G = Q R: R has the singular values of G, and R D those of G D, at less work.
+        matrix = np.linalg.qr(matrix, mode="r")
+    found = []
+    for m in (matrix, matrix @ d):
+        s = singular_values(m)
+        s = np.concatenate([s, np.zeros((*s.shape[:-1], order - s.shape[-1]))], axis=-1)
+        found.append(np.concatenate([s, *(selectivity(s, n)[..., None] for n in LEADING)], -1))
+    return np.stack(found, axis=-2)
+
+
+def _variable(
+    dims: str | tuple[str, ...], data: np.ndarray, long_name: str, units: str, **attributes: Any
+) -> xr.Variable:
+    attrs = {"long_name": long_name, "units": units, **encode_attributes(attributes)}
+    return xr.Variable(dims, data, attrs=attrs)
+
+
+def encode_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Put attributes in the types that netCDF has.
+
+    None is left out, True and False become 1 and 0, and lists, tuples and dictionaries become
+    JSON text; text and numbers stay.
+    """
+    encoded: dict[str, Any] = {}
+    for key, value in attributes.items():
+        if value is None:
+            continue
+        if isinstance(value, bool | np.bool_):
+            encoded[key] = int(value)
+        elif isinstance(value, str | int | float | np.number):
+            encoded[key] = value
+        elif isinstance(value, list | tuple | dict):
+            encoded[key] = json.dumps(value, ensure_ascii=False)
+        else:
+            encoded[key] = str(value)
+    return encoded
+
+
+def save_result(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
+    """Write a result file, whole or not at all.
+
+    Raises:
+        ResultError: The file cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            tree.to_netcdf(temporary, engine="h5netcdf")
+    except OSError as error:
+        raise ResultError(
+            f"The result cannot be written to {os.fspath(path)}: {error.strerror or error}. "
+            "Choose a folder that exists, can be written and has room."
+        ) from error
+
+
+def open_result(path: str | os.PathLike[str]) -> xr.DataTree:
+    """Read a result file, all of it, and close it.
+
+    Raises:
+        ResultError: The file is missing, not netCDF-4, damaged, of another format version, or
+            has not the variables of a result.
+    """
+    shown = os.fspath(path)
+    _check_magic(Path(path), shown)
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            _check_version(tree, shown)
+            _check_structure(tree, shown)
+            return tree.load()
+    except ResultError:
+        raise
+    except Exception as error:  # the readers below raise what they like on damaged bytes
+        raise ResultError(
+            f"{shown} is a netCDF-4 file that cannot be read: it is truncated or damaged "
+            f"({type(error).__name__}: {error}). Run mnemoscope analyze again."
+        ) from error
+
+
+def _check_magic(path: Path, shown: str) -> None:
+    """netCDF-4 files are HDF5 files, which begin with these eight bytes."""
+    expected = f"Expected a result file, as mnemoscope analyze writes it; {shown} "
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except FileNotFoundError:
+        raise ResultError(f"{expected}does not exist. Check the path.") from None
+    except IsADirectoryError:
+        raise ResultError(f"{expected}is a folder. Name the file in it.") from None
+    except OSError as error:
+        raise ResultError(f"{expected}cannot be read: {error.strerror}.") from error
+    if head != b"\x89HDF\r\n\x1a\n":
+        found = "is empty" if not head else "is no netCDF-4 file"
+        hint = " (it looks like a model: run mnemoscope analyze on it first)"
+        raise ResultError(f"{expected}{found}{hint if path.suffix == '.onnx' else ''}.")
+
+
+def _check_version(tree: xr.DataTree, shown: str) -> None:
+    found = tree.attrs.get("format_version")
+    if tree.attrs.get("format") != FORMAT or found is None:
+        raise ResultError(
+            f"{shown} is a netCDF file, but not a mnemoscope result: its attribute format is "
+            f"{tree.attrs.get('format')!r}, expected {FORMAT!r}. "
+            "Give a file that mnemoscope analyze wrote."
+        )
+    if found != FORMAT_VERSION:
+        raise ResultError(
+            f"{shown} has result format version {found}, this program reads version "
+            f"{FORMAT_VERSION}. Run mnemoscope analyze again, or use the version of mnemoscope "
+            f"that wrote the file ({tree.attrs.get('mnemoscope_version', 'not stated')})."
+        )
+
+
+def _check_structure(tree: xr.DataTree, shown: str) -> None:
+    def complain(what: str) -> ResultError:
+        return ResultError(
+            f"{shown} says that it is a mnemoscope result of version {FORMAT_VERSION}, but {what}. "
+            "Run mnemoscope analyze again."
+        )
+
+    def check(node: xr.DataTree, where: str, wanted: dict[str, tuple[str, ...]]) -> None:
+        for name, dims in wanted.items():
+            if name not in node.variables:
+                raise complain(f"{where} has no variable {name}")
+            if node.variables[name].dims != dims:
+                found = ", ".join(map(str, node.variables[name].dims))
+                raise complain(f"{name} of {where} has axes [{found}], not [{', '.join(dims)}]")
+
+    check(tree, "the root", _ROOT)
+    if not tree.children:
+        raise complain("it holds no state")
+    for name, child in tree.children.items():
+        present = {n: d for n, d in _OPTIONAL.items() if n in child.variables}
+        check(child, f"state {name}", _REQUIRED | present)
+    for name, values in (("normalization", NORMALIZATIONS), ("leading", LEADING)):
+        if tuple(tree[name].values.tolist()) != values:
+            raise complain(f"its {name} is {tree[name].values.tolist()}, not {list(values)}")
