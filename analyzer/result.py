@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from threadpoolctl import threadpool_limits
 
 from ._files import replacing
 from .errors import ResultError
@@ -136,10 +137,13 @@ def build(
         },
     )
     keep_blocks = sum(4 * s.block_sum.size for s in sums.values()) <= block_gradient_limit
-    children = {
-        name: _state(s, whitening, keep_blocks, state_info.get(name, {}))
-        for name, s in sums.items()
-    }
+    # Thousands of small decompositions: threads inside each cost more than they give (three times
+    # on an idle machine of two cores, twenty-five times on a busy one).
+    with threadpool_limits(limits=1, user_api="blas"):
+        children = {
+            name: _state(s, whitening, keep_blocks, state_info.get(name, {}))
+            for name, s in sums.items()
+        }
     return xr.DataTree.from_dict({"/": root, **{f"/{n}": d for n, d in children.items()}})
 
 
