@@ -1,0 +1,47 @@
+"""Linearise one time step of a memory model, by any of three methods.
+
+`linearize` chooses: block rules where every operator has one, else the whole Jacobian through
+the onnx-ad library; or finite differences where they are asked for.
+"""
+
+from __future__ import annotations
+
+from ..errors import NoBlockRule
+from ._dense import dense_linearization
+from ._differences import difference_linearization
+from ._linearization import Jacobian, Linearization
+from ._step import EMBEDDING, Component, Step, build_step
+from ._walk import block_linearization
+
+__all__ = [
+    "EMBEDDING",
+    "Component",
+    "Jacobian",
+    "Linearization",
+    "Step",
+    "block_linearization",
+    "build_step",
+    "dense_linearization",
+    "difference_linearization",
+    "linearize",
+]
+
+
+def linearize(step: Step) -> tuple[Linearization, str | None]:
+    """The exact derivative of a step, and what stood in the way of block rules, if anything.
+
+    Raises:
+        NoBlockRule: Neither block rules nor onnx-ad cover an operator; the message names it and
+            says that finite differences will do.
+    """
+    try:
+        return block_linearization(step), None
+    except NoBlockRule as error:
+        obstacle = str(error)
+    try:
+        return dense_linearization(step), obstacle
+    except NoBlockRule as error:
+        raise NoBlockRule(
+            f"There is no exact derivative for this model: no block rule for {obstacle}; and "
+            f"onnx-ad refuses: {error}. Use --method fd (finite differences) instead."
+        ) from None
