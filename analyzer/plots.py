@@ -1,0 +1,187 @@
+"""Figures, as matplotlib Figure objects: no global state, no choice of backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .tables import Curve
+
+# Okabe and Ito's palette without its yellow (too light on white), as colour-blind readers tell
+# apart; with a marker and a line style for each, so that grey print does too.
+_STYLES = (
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", (0, (6, 1.5))),
+    ("#009E73", "^", (0, (4, 1.2, 1, 1.2))),
+    ("#CC79A7", "D", (0, (2.5, 1))),
+    ("#000000", "v", "-"),
+    ("#E69F00", "P", (0, (6, 1.5))),
+    ("#56B4E9", "X", (0, (4, 1.2, 1, 1.2))),
+)
+_UNITS = {
+    "whitened": "state change per standard deviation of the embedding",
+    "none": "state change per unit of the embedding",
+}
+
+
+def memory_figure(
+    curves: Sequence[tuple[str, Curve]], *, title: str | None = None, width: float = 9.0
+) -> Figure:
+    """Draw memory (σ₁) and selectivity against the delay.
+
+    Left, on a logarithmic axis: σ₁ with a band of one standard error, and its noise floor as a
+    thin dashed line of the same colour. Points that do not exceed their floor are hollow and
+    faded. Right: σ₁/Σσ with its band (strong), (σ₁+…+σ₅)/Σσ (thin, same style).
+
+    Args:
+        curves: Names for the legend, and what to draw.
+        title: Above the figure; None for none.
+        width: Of the figure, in inches.
+    """
+    figure = Figure(figsize=(width, 0.46 * width), layout="constrained")
+    memory, share = figure.subplots(1, 2)
+    for i, (_, curve) in enumerate(curves):
+        _draw_memory(memory, curve, i)
+        _draw_selectivity(share, curve, i)
+    _finish(memory, curves)
+    normalizations = list(dict.fromkeys(c.normalization for _, c in curves))
+    units = "; ".join(_UNITS[n] for n in normalizations)
+    memory.set(yscale="log", title="Memory", xlabel="delay (words)")
+    memory.set_ylabel(f"largest singular value $\\sigma_1$\n({units})")
+    share.set(ylim=(0, 1.02), title="Selectivity", xlabel="delay (words)")
+    share.set_ylabel("share of the leading singular values")
+    for axes in (memory, share):
+        axes.grid(True, which="major", linewidth=0.5, alpha=0.35)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.02)
+    _add_legends(figure, memory, share, curves)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _style(i: int) -> dict[str, object]:
+    color, marker, line = _STYLES[i % len(_STYLES)]
+    return {"color": color, "marker": marker, "linestyle": line}
+
+
+def _every(curve: Curve) -> int:
+    """Give the distance between markers: about 17 along a curve, more would touch."""
+    return max(1, len(curve.delay) // 17)
+
+
+def _draw_memory(axes: Axes, curve: Curve, i: int) -> None:
+    style = _style(i)
+    color = style["color"]
+    below = curve.below
+    shown = np.where(curve.sigma1 > 0, curve.sigma1, np.nan)
+    # A line through a point below the floor would claim what the point does not.
+    axes.plot(
+        curve.delay,
+        np.where(below, np.nan, shown),
+        **style,
+        markersize=4.5,
+        markevery=_every(curve),
+        linewidth=1.6,
+        zorder=3,
+    )
+    # The band ends where the curve no longer means anything, and never at 0 on a log axis.
+    floor = np.where(curve.noise_floor > 0, curve.noise_floor, np.nan)
+    low = np.fmax(shown - curve.sigma1_stderr, 0.2 * np.fmin(shown, floor))
+    axes.fill_between(
+        curve.delay,
+        low,
+        shown + curve.sigma1_stderr,
+        where=~below,
+        color=color,
+        alpha=0.22,
+        linewidth=0,
+        zorder=2,
+    )
+    axes.plot(curve.delay, floor, color=color, linestyle=(0, (1.2, 1.6)), linewidth=1.1, zorder=1)
+    axes.plot(
+        curve.delay[below],
+        shown[below],
+        linestyle="none",
+        marker=style["marker"],
+        markersize=3.6,
+        markerfacecolor="none",
+        markeredgecolor=color,
+        alpha=0.45,
+        zorder=2,
+    )
+
+
+def _draw_selectivity(axes: Axes, curve: Curve, i: int) -> None:
+    style = _style(i)
+    solid = ~curve.below
+    for values, stderr, strong in (
+        (curve.share1, curve.share1_stderr, True),
+        (curve.share5, curve.share5_stderr, False),
+    ):
+        width, alpha = (1.6, 1.0) if strong else (0.9, 0.85)
+        look = style if strong else {**style, "marker": None}
+        axes.plot(
+            curve.delay,
+            np.where(solid, values, np.nan),
+            **look,
+            markersize=4.5,
+            markevery=_every(curve),
+            linewidth=width,
+            alpha=alpha,
+            zorder=3,
+        )
+        axes.plot(curve.delay, values, color=style["color"], linewidth=0.7, alpha=0.25, zorder=1)
+        axes.fill_between(
+            curve.delay,
+            values - stderr,
+            values + stderr,
+            where=solid,
+            color=style["color"],
+            alpha=0.18,
+            linewidth=0,
+            zorder=2,
+        )
+
+
+def _finish(axes: Axes, curves: Sequence[tuple[str, Curve]]) -> None:
+    """End the axis below the smallest floor: what lies deeper is noise of noise."""
+    values = np.concatenate([np.fmin(c.noise_floor, c.sigma1) for _, c in curves])
+    values = values[np.isfinite(values) & (values > 0)]
+    tops = np.concatenate([c.sigma1 for _, c in curves])
+    tops = tops[np.isfinite(tops) & (tops > 0)]
+    if values.size and tops.size:
+        axes.set_ylim(values.min() / 2, tops.max() * 2)
+
+
+def _add_legends(
+    figure: Figure, memory: Axes, share: Axes, curves: Sequence[tuple[str, Curve]]
+) -> None:
+    handles = [Line2D([], [], **_style(i), markersize=4.5) for i in range(len(curves))]
+    names = [name for name, _ in curves]
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False
+    )
+    grey = {"color": "0.35"}
+    keys = [
+        (Line2D([], [], **grey, linestyle=(0, (1.2, 1.6)), linewidth=1.1), "noise floor"),
+    ]
+    if any(c.below.any() for _, c in curves):
+        hollow = Line2D(
+            [], [], linestyle="none", marker="o", markersize=3.6,
+            markerfacecolor="none", markeredgecolor="0.35", alpha=0.6,
+        )
+        keys.append((hollow, "not above it"))
+    memory.legend(*zip(*keys, strict=True), loc="upper right", frameon=False, fontsize="small")
+    lines = [
+        (Line2D([], [], **grey, linewidth=1.6), "$\\sigma_1\\,/\\,\\Sigma\\sigma$"),
+        (
+            Line2D([], [], **grey, linewidth=0.9),
+            "$(\\sigma_1+\\cdots+\\sigma_5)\\,/\\,\\Sigma\\sigma$",
+        ),
+    ]
+    share.legend(*zip(*lines, strict=True), loc="upper left", frameon=False, fontsize="small")

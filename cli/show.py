@@ -1,0 +1,136 @@
+"""`mnemoscope show`: the memory curve as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._lazy import example
+from ._output import Report, reports
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from mnemoscope.analyzer.tables import Curve
+    from rich.console import Console
+
+state_option = click.option(
+    "--state", "states", multiple=True, help="State to show; may be repeated.  [all]"
+)
+normalization_option = click.option(
+    "--normalization",
+    type=click.Choice(["whitened", "none"]),
+    help="Whether every direction of the embedding space gets unit variance.  [default: whitened]",
+)
+group_option = click.option("--group", help="Class of input words.  [the first]")
+
+
+@click.command(
+    epilog=example(
+        "mnemoscope show result.nc",
+        "mnemoscope show result.nc --state lstm0.c --csv > curve.csv",
+    )
+)
+@click.argument("result")
+@state_option
+@normalization_option
+@group_option
+@reports("json", "csv")
+def show(
+    result: str, states: tuple[str, ...], normalization: str | None, group: str | None
+) -> Report:
+    """Print the memory curve of RESULT as a table.
+
+    Columns: the largest singular value σ₁ of the mean gradient with its standard error, what it
+    would be by chance (the noise floor), how selective the memory is (the share of the largest
+    and of the five largest singular values in the sum of all), and how many derivatives were
+    averaged.
+    """
+    from mnemoscope.analyzer import open_result
+    from mnemoscope.analyzer.tables import curves
+
+    tree = open_result(result)
+    found = curves(tree, states=states, normalization=normalization, group=group)
+    whitening = _whitening(tree)
+    data = {
+        "result": result,
+        "attributes": {k: getattr(v, "item", lambda v=v: v)() for k, v in tree.attrs.items()},
+        "whitening": whitening,
+        "curves": [
+            {
+                "state": c.state,
+                "group": c.group,
+                "normalization": c.normalization,
+                "first_delay_below_noise": c.first_below,
+                "rows": c.rows(),
+            }
+            for c in found
+        ],
+    }
+    rows = [
+        {"state": c.state, "group": c.group, "normalization": c.normalization, **row}
+        for c in found
+        for row in c.rows()
+    ]
+
+    def render(console: Console) -> None:
+        for curve in found:
+            _print_curve(console, curve)
+        if any(c.below.any() for c in found):
+            console.print(
+                "* σ₁ does not exceed its noise floor: an average over this many positions shows "
+                "as much by chance.\n  From the first such delay on, values just above the floor "
+                "are no evidence either."
+            )
+        _print_whitening(console, whitening, found[0].normalization)
+
+    return Report(data, render, rows)
+
+
+def _whitening(tree: xr.DataTree) -> dict[str, Any]:
+    d = tree["embedding_whitening"]
+    return {
+        "rank": int(d.attrs["rank"]),
+        "embedding_size": d.sizes["embedding"],
+        "condition_number": float(d.attrs["condition_number"]),
+    }
+
+
+def _print_curve(console: Console, curve: Curve) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    what = "whitened" if curve.normalization == "whitened" else "not whitened"
+    title = f"{curve.state} · {curve.group} · {what}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for heading in ("delay", "σ₁ ± standard error", "noise floor", "σ₁/Σσ", "σ₁..₅/Σσ", "count"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in curve.rows():
+        table.add_row(
+            f"{row['delay']}",
+            f"{row['sigma1']:.3e} ± {row['sigma1_stderr']:.0e}" + " *"[row["below_noise"]],
+            f"{row['noise_floor']:.1e}",
+            f"{row['share1']:.3f}",
+            f"{row['share5']:.3f}",
+            f"{row['count']:,}",
+            style="dim" if row["below_noise"] else None,
+        )
+    console.print(table)
+    if curve.first_below is None:
+        said = f"{curve.state}: above its noise floor at every delay."
+    else:
+        said = f"{curve.state}: first at or below its noise floor at delay {curve.first_below}."
+    console.print(Text(said + "\n"), soft_wrap=True)
+
+
+def _print_whitening(console: Console, whitening: dict[str, Any], normalization: str) -> None:
+    if normalization != "whitened":
+        return
+    rank, size = whitening["rank"], whitening["embedding_size"]
+    said = f"Whitening: condition number {whitening['condition_number']:.3g}, rank {rank}"
+    if rank < size:
+        said += (
+            f" of {size}: the embeddings do not vary in {size - rank} direction(s), which count "
+            "for nothing here"
+        )
+    console.print(said + ".", soft_wrap=True)
