@@ -1,0 +1,86 @@
+"""Questions about an ONNX graph: who reads what, who depends on whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+
+# Their results depend on the extent of a tensor, never on what it holds.
+_EXTENT_ONLY = frozenset({"Shape", "Size"})
+
+
+def depend_on(graph: onnx.GraphProto, sources: Iterable[str], stop: Iterable[str] = ()) -> set[str]:
+    """The values whose content depends on the content of `sources`, `stop` left out."""
+    stopped = set(stop)
+    held = set(sources) - stopped
+    for node in graph.node:
+        if node.op_type not in _EXTENT_ONLY and any(i in held for i in node_reads(node)):
+            held.update(o for o in node.output if o and o not in stopped)
+    return held
+
+
+def needed_nodes(
+    graph: onnx.GraphProto, outputs: Iterable[str], stop: set[str]
+) -> list[onnx.NodeProto]:
+    """The nodes that compute `outputs` from the graph's inputs and from `stop`, in order."""
+    wanted = set(outputs) - stop
+    nodes = []
+    for node in reversed(graph.node):
+        if any(o in wanted for o in node.output if o):
+            nodes.append(node)
+            wanted.update(i for i in node_reads(node) if i not in stop)
+    return nodes[::-1]
+
+
+def node_reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The values that a node reads, its subgraphs' outer names included."""
+    yield from (i for i in node.input if i)
+    for attribute in node.attribute:
+        graphs = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+        for sub in graphs:
+            own = {i.name for i in sub.input} | {t.name for t in sub.initializer}
+            own.update(o for n in sub.node for o in n.output)
+            for inner in sub.node:
+                yield from (i for i in node_reads(inner) if i not in own)
+            yield from (o.name for o in sub.output if o.name not in own)
+
+
+def rename_values(nodes: Iterable[onnx.NodeProto], new: dict[str, str]) -> None:
+    for node in nodes:
+        for names in (node.input, node.output):
+            for k, value in enumerate(names):
+                names[k] = new.get(value, value)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                rename_values(attribute.g.node, new)
+
+
+def hang_on(nodes: Iterable[onnx.NodeProto], sources: set[str]) -> set[str]:
+    """The values that hang on `sources` in any way, extents included."""
+    held = set(sources)
+    for node in nodes:
+        if any(i in held for i in node_reads(node)):
+            held.update(o for o in node.output if o)
+    return held
+
+
+def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def produced_values(graph: onnx.GraphProto) -> set[str]:
+    return {o for node in graph.node for o in node.output if o}
+
+
+def initializer_names(graph: onnx.GraphProto) -> set[str]:
+    return {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+
+
+def element_types(graph: onnx.GraphProto) -> dict[str, int]:
+    types = {t.name: t.data_type for t in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
