@@ -23,8 +23,8 @@ _STYLES = (
     ("#56B4E9", "X", (0, (4, 1.2, 1, 1.2))),
 )
 _UNITS = {
-    "whitened": "state change per standard deviation of the embedding",
-    "none": "state change per unit of the embedding",
+    "whitened": "state per standard deviation of the embedding",
+    "none": "state per unit of the embedding",
 }
 
 
@@ -34,15 +34,15 @@ def memory_figure(
     """Draw memory (σ₁) and selectivity against the delay.
 
     Left, on a logarithmic axis: σ₁ with a band of one standard error, and its noise floor as a
-    thin dashed line of the same colour. Points that do not exceed their floor are hollow and
-    faded. Right: σ₁/Σσ with its band (strong), (σ₁+…+σ₅)/Σσ (thin, same style).
+    thin dashed line of the same colour. Points not more than two standard errors above their
+    floor are hollow and faded. Right: σ₁/Σσ with its band (strong) and (σ₁+…+σ₅)/Σσ (thin).
 
     Args:
         curves: Names for the legend, and what to draw.
         title: Above the figure; None for none.
         width: Of the figure, in inches.
     """
-    figure = Figure(figsize=(width, 0.46 * width), layout="constrained")
+    figure = Figure(figsize=(width, 0.48 * width), layout="constrained")
     memory, share = figure.subplots(1, 2)
     for i, (_, curve) in enumerate(curves):
         _draw_memory(memory, curve, i)
@@ -51,14 +51,14 @@ def memory_figure(
     normalizations = list(dict.fromkeys(c.normalization for _, c in curves))
     units = "; ".join(_UNITS[n] for n in normalizations)
     memory.set(yscale="log", title="Memory", xlabel="delay (words)")
-    memory.set_ylabel(f"largest singular value $\\sigma_1$\n({units})")
+    memory.set_ylabel(f"largest singular value $\\sigma_1$\n({units})", fontsize="medium")
     share.set(ylim=(0, 1.02), title="Selectivity", xlabel="delay (words)")
     share.set_ylabel("share of the leading singular values")
     for axes in (memory, share):
         axes.grid(True, which="major", linewidth=0.5, alpha=0.35)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.02)
-    _add_legends(figure, memory, share, curves)
+    _add_legends(figure, curves)
     if title:
         figure.suptitle(title)
     return figure
@@ -77,9 +77,9 @@ def _every(curve: Curve) -> int:
 def _draw_memory(axes: Axes, curve: Curve, i: int) -> None:
     style = _style(i)
     color = style["color"]
-    below = curve.below
+    below = ~curve.clear
     shown = np.where(curve.sigma1 > 0, curve.sigma1, np.nan)
-    # A line through a point below the floor would claim what the point does not.
+    # A line through a point of noise would claim what the point does not.
     axes.plot(
         curve.delay,
         np.where(below, np.nan, shown),
@@ -118,7 +118,7 @@ def _draw_memory(axes: Axes, curve: Curve, i: int) -> None:
 
 def _draw_selectivity(axes: Axes, curve: Curve, i: int) -> None:
     style = _style(i)
-    solid = ~curve.below
+    solid = curve.clear
     for values, stderr, strong in (
         (curve.share1, curve.share1_stderr, True),
         (curve.share5, curve.share5_stderr, False),
@@ -158,30 +158,39 @@ def _finish(axes: Axes, curves: Sequence[tuple[str, Curve]]) -> None:
         axes.set_ylim(values.min() / 2, tops.max() * 2)
 
 
-def _add_legends(
-    figure: Figure, memory: Axes, share: Axes, curves: Sequence[tuple[str, Curve]]
-) -> None:
+def _add_legends(figure: Figure, curves: Sequence[tuple[str, Curve]]) -> None:
     handles = [Line2D([], [], **_style(i), markersize=4.5) for i in range(len(curves))]
     names = [name for name, _ in curves]
     figure.legend(
-        handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False
+        handles, names, loc="outside upper center", ncols=min(len(names), 4), frameon=False
     )
     grey = {"color": "0.35"}
     keys = [
         (Line2D([], [], **grey, linestyle=(0, (1.2, 1.6)), linewidth=1.1), "noise floor"),
     ]
-    if any(c.below.any() for _, c in curves):
+    if not all(c.clear.all() for _, c in curves):
         hollow = Line2D(
-            [], [], linestyle="none", marker="o", markersize=3.6,
-            markerfacecolor="none", markeredgecolor="0.35", alpha=0.6,
+            [],
+            [],
+            linestyle="none",
+            marker="o",
+            markersize=3.6,
+            markerfacecolor="none",
+            markeredgecolor="0.35",
+            alpha=0.6,
         )
-        keys.append((hollow, "not above it"))
-    memory.legend(*zip(*keys, strict=True), loc="upper right", frameon=False, fontsize="small")
-    lines = [
-        (Line2D([], [], **grey, linewidth=1.6), "$\\sigma_1\\,/\\,\\Sigma\\sigma$"),
+        keys.append((hollow, "within 2 standard errors of it, or below"))
+    keys += [
+        (Line2D([], [], **grey, linewidth=1.6), "$\\sigma_1/\\Sigma\\sigma$"),
         (
             Line2D([], [], **grey, linewidth=0.9),
-            "$(\\sigma_1+\\cdots+\\sigma_5)\\,/\\,\\Sigma\\sigma$",
+            "$(\\sigma_1+\\cdots+\\sigma_5)/\\Sigma\\sigma$",
         ),
     ]
-    share.legend(*zip(*lines, strict=True), loc="upper left", frameon=False, fontsize="small")
+    figure.legend(
+        *zip(*keys, strict=True),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize="small",
+    )

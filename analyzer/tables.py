@@ -63,14 +63,24 @@ class Curve:
         return self.sigma1 <= self.noise_floor
 
     @property
+    def clear(self) -> np.ndarray:
+        """``[delay]``, True where σ₁ lies more than two standard errors above its noise floor.
+
+        Of a curve that is nothing but noise, about half of the points exceed the floor, which is
+        as random as they are; few exceed it by this much.
+        """
+        return self.sigma1 > self.noise_floor + 2.0 * np.nan_to_num(self.sigma1_stderr)
+
+    @property
     def first_below(self) -> int | None:
         """The first delay at which σ₁ does not exceed its noise floor; None if there is none."""
         return int(self.delay[self.below][0]) if self.below.any() else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dictionary per delay, with `below_noise` beside the columns."""
+        """One dictionary per delay, with `below_noise` and `clear_of_noise` beside the columns."""
         columns = {name: getattr(self, name).tolist() for name in _COLUMNS}
         columns["below_noise"] = self.below.tolist()
+        columns["clear_of_noise"] = self.clear.tolist()
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

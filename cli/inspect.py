@@ -36,9 +36,9 @@ def inspect(model: str) -> Report:
         usable = [name for name, ok in data["providers"].items() if ok]
         unusable = [name for name, ok in data["providers"].items() if not ok]
         said = f"Providers: {', '.join(usable) or 'none'}"
-        console.print(
-            said + (f"; not usable here: {', '.join(unusable)}" if unusable else "") + "."
-        )
+        if unusable:
+            said += f"; not usable here: {', '.join(unusable)}"
+        console.print(said + ".")
 
     return Report(data, render)
 

@@ -25,6 +25,13 @@ normalization_option = click.option(
 group_option = click.option("--group", help="Class of input words.  [the first]")
 
 
+_FOOTNOTES = {
+    "*": "σ₁ does not exceed its noise floor: an average over this many positions shows as much "
+    "with no consistent direction at all.",
+    "~": "σ₁ exceeds its noise floor by less than two standard errors: no evidence either.",
+}
+
+
 @click.command(
     epilog=example(
         "mnemoscope show result.nc",
@@ -76,12 +83,10 @@ def show(
     def render(console: Console) -> None:
         for curve in found:
             _print_curve(console, curve)
-        if any(c.below.any() for c in found):
-            console.print(
-                "* σ₁ does not exceed its noise floor: an average over this many positions shows "
-                "as much by chance.\n  From the first such delay on, values just above the floor "
-                "are no evidence either."
-            )
+        marks = {_mark(row) for row in rows}
+        for mark, meaning in _FOOTNOTES.items():
+            if mark in marks:
+                console.print(f"{mark} {meaning}", soft_wrap=True)
         _print_whitening(console, whitening, found[0].normalization)
 
     return Report(data, render, rows)
@@ -103,17 +108,27 @@ def _print_curve(console: Console, curve: Curve) -> None:
     what = "whitened" if curve.normalization == "whitened" else "not whitened"
     title = f"{curve.state} · {curve.group} · {what}"
     table = Table(title=title, title_justify="left", title_style="bold")
-    for heading in ("delay", "σ₁ ± standard error", "noise floor", "σ₁/Σσ", "σ₁..₅/Σσ", "count"):
+    for heading in (
+        "delay",
+        "σ₁ ± standard error",
+        "",
+        "noise floor",
+        "σ₁/Σσ",
+        "σ₁..₅/Σσ",
+        "count",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in curve.rows():
+        mark = _mark(row)
         table.add_row(
             f"{row['delay']}",
-            f"{row['sigma1']:.3e} ± {row['sigma1_stderr']:.0e}" + " *"[row["below_noise"]],
+            f"{row['sigma1']:.3e} ± {row['sigma1_stderr']:.0e}",
+            mark,
             f"{row['noise_floor']:.1e}",
             f"{row['share1']:.3f}",
             f"{row['share5']:.3f}",
             f"{row['count']:,}",
-            style="dim" if row["below_noise"] else None,
+            style="dim" if mark else None,
         )
     console.print(table)
     if curve.first_below is None:
@@ -121,6 +136,12 @@ def _print_curve(console: Console, curve: Curve) -> None:
     else:
         said = f"{curve.state}: first at or below its noise floor at delay {curve.first_below}."
     console.print(Text(said + "\n"), soft_wrap=True)
+
+
+def _mark(row: dict[str, Any]) -> str:
+    if row["below_noise"]:
+        return "*"
+    return "" if row["clear_of_noise"] else "~"
 
 
 def _print_whitening(console: Console, whitening: dict[str, Any], normalization: str) -> None:
