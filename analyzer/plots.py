@@ -58,9 +58,7 @@ def memory_figure(
         axes.grid(True, which="major", linewidth=0.5, alpha=0.35)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.02)
-    _add_legends(figure, curves)
-    if title:
-        figure.suptitle(title)
+    _add_legends(figure, curves, title)
     return figure
 
 
@@ -158,11 +156,18 @@ def _finish(axes: Axes, curves: Sequence[tuple[str, Curve]]) -> None:
         axes.set_ylim(values.min() / 2, tops.max() * 2)
 
 
-def _add_legends(figure: Figure, curves: Sequence[tuple[str, Curve]]) -> None:
+def _add_legends(figure: Figure, curves: Sequence[tuple[str, Curve]], title: str | None) -> None:
     handles = [Line2D([], [], **_style(i), markersize=4.5) for i in range(len(curves))]
     names = [name for name, _ in curves]
+    # The title is the legend's: layout would put a title of the figure on top of the legend.
     figure.legend(
-        handles, names, loc="outside upper center", ncols=min(len(names), 4), frameon=False
+        handles,
+        names,
+        loc="outside upper center",
+        ncols=min(len(names), 4),
+        frameon=False,
+        title=title,
+        title_fontsize="large",
     )
     grey = {"color": "0.35"}
     keys = [

@@ -5,9 +5,12 @@ A mean, a singular value, its standard error and its noise floor all derive from
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+_FLUSH = 256  # additions in single precision before they move to the double-precision totals
 
 
 @dataclass
@@ -27,3 +30,188 @@ class Sums:
     block_count: np.ndarray
     half_sum: np.ndarray
     half_count: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which input positions are followed, and where each is counted.
+
+    Attributes:
+        stretches: ``[stretch, 2]`` first and last-but-one input position of each.
+        block: ``[position]`` jackknife block of each position, -1 where it is not followed.
+        half: ``[position]`` 0 or 1.
+        blocks: Number of blocks.
+    """
+
+    stretches: np.ndarray
+    block: np.ndarray
+    half: np.ndarray
+    blocks: int
+
+    @property
+    def inputs(self) -> int:
+        """Number of positions that are followed."""
+        return int((self.stretches[:, 1] - self.stretches[:, 0]).sum())
+
+
+def plan(
+    length: int, max_delay: int, *, blocks: int, positions: int | None = None, seed: int = 0
+) -> Plan:
+    """Choose input positions and deal them to blocks and halves.
+
+    All positions form one stretch, cut into `blocks` contiguous blocks. A sample of `positions`
+    is drawn as stretches of equal length at random places that do not overlap, `blocks` of them
+    or a multiple, and block i holds stretches i, i + blocks, and so on.
+
+    Chunks of about max_delay + 1 neighbours fall together in one half, at random and balanced:
+    neighbouring Jacobians share a state and are correlated, so halves dealt position by position
+    would be too alike and understate the noise.
+
+    Args:
+        length: Positions in the corpus.
+        max_delay: τ_max.
+        blocks: Jackknife blocks.
+        positions: Sample size; None means all.
+        seed: Of the sample and of the halves.
+    """
+    rng = np.random.default_rng(seed)
+    blocks = min(blocks, length)
+    block = np.full(length, -1, np.int64)
+    if positions is None or positions >= length:
+        stretches = np.array([[0, length]])
+        block[:] = np.arange(length) * blocks // length
+    else:
+        blocks = min(blocks, positions)
+        # Stretches long enough to share most of the work of the products, yet several a block,
+        # so that one odd passage is not a whole block.
+        per_block = int(np.clip(positions // (blocks * 2 * (max_delay + 1)), 1, 4))
+        number = blocks * per_block
+        sizes = np.full(number, positions // number)
+        sizes[: positions % number] += 1
+        gaps = np.sort(rng.integers(0, length - positions + 1, number))
+        starts = gaps + np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        stretches = np.stack([starts, starts + sizes], 1)
+        for i, (low, high) in enumerate(stretches):
+            block[low:high] = i % blocks
+    chunk = np.full(length, -1, np.int64)
+    count = 0
+    for low, high in stretches:
+        # At least two chunks, so that each half gets one.
+        size = max(1, min(max_delay + 1, -(-int(high - low) // 2)))
+        chunk[low:high] = count + np.arange(high - low) // size
+        count = int(chunk[high - 1]) + 1
+    sides = rng.permutation(np.arange(count) % 2)
+    half = np.where(chunk >= 0, sides[chunk], -1)
+    return Plan(stretches, block, half, blocks)
+
+
+class Accumulator:
+    """Adds windows of Jacobians into sums.
+
+    Additions go to a single-precision staging sum per block and half (when the Jacobians are in
+    single precision), which moves to double precision every few hundred, so that rounding does
+    not grow with the length of the corpus.
+
+    Args:
+        plan: Where each position counts.
+        max_delay: τ_max.
+        sizes: State → n.
+        embedding: E.
+        dtype: Of the Jacobians.
+        groups: Group → ``[position]`` booleans, the input positions that belong to it.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        max_delay: int,
+        sizes: Mapping[str, int],
+        embedding: int,
+        dtype: np.dtype,
+        groups: Mapping[str, np.ndarray],
+    ) -> None:
+        self._plan, self._dtype = plan, np.dtype(dtype)
+        self._groups = [np.asarray(mask, bool) for mask in groups.values()]
+        self._shape = (len(self._groups), max_delay + 1)
+        self._cells = {name: (*self._shape, embedding, n) for name, n in sizes.items()}
+        self._block_sum = {n: np.zeros((plan.blocks, *s)) for n, s in self._cells.items()}
+        self._half_sum = {n: np.zeros(s) for n, s in self._cells.items()}
+        self._block_count = np.zeros((plan.blocks, *self._shape), np.int64)
+        self._half_count = np.zeros(self._shape, np.int64)
+        self._staged: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self._additions: dict[tuple[int, int], int] = {}
+        # Runs of neighbours that count alike: one addition each, not one per position.
+        keys = np.stack([plan.block, plan.half, *self._groups])
+        self._edges = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(0)) + 1
+
+    def add(self, time: int, first: int, jacobians: Mapping[str, np.ndarray]) -> None:
+        """Count the Jacobians of one time step.
+
+        Args:
+            time: Position t.
+            first: Smallest delay among them.
+            jacobians: State → ``[delay, E, n]`` from `first` on.
+        """
+        newest = time - first
+        oldest = newest - len(next(iter(jacobians.values()))) + 1
+        cuts = self._edges[
+            np.searchsorted(self._edges, oldest, "right") : np.searchsorted(
+                self._edges, newest, "right"
+            )
+        ]
+        for low, high in zip([oldest, *cuts], [*cuts, newest + 1], strict=True):
+            key = (int(self._plan.block[low]), int(self._plan.half[low]))
+            members = [g for g, mask in enumerate(self._groups) if mask[low]]
+            if key[0] < 0 or not members:
+                continue
+            # Positions low … high-1 are delays time-high+1 … time-low.
+            here = slice(time - high + 1, time - low + 1)
+            there = slice(here.start - first, here.stop - first)
+            staged = self._stage(key)
+            for g in members:
+                for name, value in jacobians.items():
+                    target = staged[name][g, here]
+                    np.add(target, value[there], out=target)
+                self._block_count[key[0], g, here] += 1
+                if key[1] == 0:
+                    self._half_count[g, here] += 1
+
+    def _stage(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
+        if self._additions.get(key, 0) >= _FLUSH:
+            self._flush(key)
+        if key not in self._staged:
+            # A new block or half: those of blocks that have passed are done with.
+            for old in [k for k in self._staged if abs(k[0] - key[0]) > 1]:
+                self._flush(old)
+            self._staged[key] = {n: np.zeros(s, self._dtype) for n, s in self._cells.items()}
+        self._additions[key] = self._additions.get(key, 0) + 1
+        return self._staged[key]
+
+    def _flush(self, key: tuple[int, int]) -> None:
+        for name, value in self._staged.pop(key).items():
+            self._block_sum[name][key[0]] += value
+            if key[1] == 0:
+                self._half_sum[name] += value
+        self._additions[key] = 0
+
+    def result(self) -> dict[str, Sums]:
+        """The sums so far, per state."""
+        for key in list(self._staged):
+            self._flush(key)
+        return {
+            name: Sums(
+                np.swapaxes(self._block_sum[name], -1, -2),
+                self._block_count.copy(),
+                np.swapaxes(self._half_sum[name], -1, -2),
+                self._half_count.copy(),
+            )
+            for name in self._cells
+        }
+
+    @staticmethod
+    def bytes_needed(
+        blocks: int, groups: int, delays: int, sizes: list[int], embedding: int, itemsize: int
+    ) -> int:
+        """Memory of the totals and of the staging sums (at most six at a time)."""
+        cells = groups * delays * embedding * sum(sizes)
+        return cells * (8 * (blocks + 1) + 6 * itemsize)

@@ -1,0 +1,311 @@
+"""The main job: a model and a corpus become a result."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import psutil
+
+from . import _runtime
+from ._products import Products, carried_states
+from ._version import __version__
+from .corpus import Corpus
+from .errors import CorpusError, MnemoscopeError, ResourceError
+from .linearize import Linearization, Step, build_step, difference_linearization, linearize
+from .linearize._step import runnable
+from .model import MemoryModel
+from .sums import Accumulator, Plan, plan
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Method = Literal["jvp", "fd"]
+Precision = Literal["float32", "float64"]
+
+_BLOCK_GRADIENT_LIMIT = 2**28  # bytes of the result file spent on the means of each block
+_SCALE_POSITIONS = 1000  # positions that tell how far each state coordinate ranges
+
+
+def analyze(
+    model: MemoryModel,
+    corpus: Corpus,
+    *,
+    delays: int | None = None,
+    states: list[str] | None = None,
+    method: Method | None = None,
+    precision: Precision | None = None,
+    provider: str | None = None,
+    positions: int | None = None,
+    seed: int | None = None,
+    blocks: int | None = None,
+    step: float | None = None,
+    memory: int | None = None,
+    tf32: bool | None = None,
+    threads: int | None = None,
+    groups: Mapping[str, np.ndarray] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    report: Callable[[str], None] | None = None,
+) -> xr.DataTree:
+    """Average the state-embedding Jacobians of a model over a corpus, at every delay.
+
+    The Jacobian ``J_{t,τ} = ∂state_t / ∂embedding_{t-τ}`` is the product of the derivatives of
+    single steps (Verwimp et al. 2020, section 3). Every input position counts; the state is
+    carried through the whole corpus from the model's initial state, so that delay τ is seen by
+    all positions but the last τ.
+
+    Args:
+        model: A memory model.
+        corpus: Token ids.
+        delays: Largest delay, inclusive of 0; default 50.
+        states: Names of state components; default all that have a derivative.
+        method: ``jvp`` (exact; default) or ``fd`` (central differences of each step).
+        precision: ``float32`` (default) or ``float64``.
+        provider: ``auto`` (default), ``cpu`` or ``cuda``.
+        positions: Follow a random sample of this many input positions; default all.
+        seed: Of the sample and of the halves behind the noise floor; default 0.
+        blocks: Contiguous blocks of the jackknife; default 10.
+        step: Of ``fd``, in units of each coordinate's own range; default eps^(1/3).
+        memory: Bytes that the run may take; default 80 % of what is free.
+        tf32: Let CUDA round factors of matrix products to TF32; default False.
+        threads: Of ONNX Runtime; default its own choice.
+        groups: Group → ``[position]`` booleans, classes of input positions that are averaged
+            apart; default one group ``all``.
+        progress: Called with positions done and in all.
+        report: Called with one line about each choice made.
+
+    Returns:
+        The tree that a result file holds (``docs/result-format.md``).
+
+    Raises:
+        MnemoscopeError: The call or the input does not fit; see its subclasses.
+    """
+    began = time.monotonic()
+    say = report or (lambda line: None)
+    delays = 50 if delays is None else delays
+    seed = 0 if seed is None else seed
+    blocks = 10 if blocks is None else blocks
+    _check_numbers(corpus, delays, positions, blocks)
+    _check_vocabulary(model, corpus)
+    provider_name, line = _runtime.choose_provider(provider)
+    say(line)
+    step_graph = build_step(model, np.dtype(precision or "float32"))
+    wanted = _check_states(step_graph, states)
+    table = model.embeddings.astype(step_graph.dtype)
+    if method == "fd":
+        scales = _scales(step_graph, corpus, table)
+        linear = difference_linearization(step_graph, scales, step)
+    else:
+        if step is not None:
+            raise MnemoscopeError("A step width belongs to --method fd; jvp is exact.")
+        linear, obstacle = linearize(step_graph)
+        if obstacle:
+            say(f"No block rule for {obstacle}: dense derivatives through onnx-ad, more slowly.")
+    chosen = groups or {"all": np.ones(len(corpus), bool)}
+    layout = plan(len(corpus), delays, blocks=blocks, positions=positions, seed=seed)
+    if positions is not None and positions >= len(corpus):
+        say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
+    sizes = {c.name: c.size for c in step_graph.differentiable if c.name in wanted}
+    _check_memory(linear, layout, delays, sizes, len(chosen), memory, wanted, say)
+    products = Products(
+        linear, delays, wanted, provider=provider_name, threads=threads, tf32=bool(tf32)
+    )
+    sums = Accumulator(
+        layout, delays, sizes, step_graph.embedding_size, step_graph.dtype, chosen
+    )
+    total = _work(layout, delays, len(corpus))
+    done = 0
+    starts = _states_at(step_graph, corpus, table, layout.stretches[:, 0])
+    for (low, high), start in zip(layout.stretches, starts, strict=True):
+        tokens = corpus.ids[low : high + delays]
+        for window in products.run(tokens, table, start, int(low), int(high - low)):
+            sums.add(window.time, window.first, window.jacobians)
+            done += 1
+            if progress:
+                progress(done, total)
+    found = sums.result()
+    if not all(np.isfinite(s.block_sum).all() for s in found.values()):
+        raise MnemoscopeError(
+            "The Jacobians overflowed: the state's derivatives grow without bound on this "
+            "corpus. Try --precision float64 or fewer --delays."
+        )
+    from . import result
+
+    attributes = {
+        "model": model.path.name,
+        "model_sha256": hashlib.sha256(model.proto.SerializeToString()).hexdigest(),
+        **{f"source_{k}": v for k, v in model.roles.source.items()},
+        "corpus": corpus.name,
+        "corpus_sha256": corpus.sha256,
+        "corpus_positions": len(corpus),
+        "corpus_unknown": corpus.unknown,
+        "positions": layout.inputs,
+        "stretches": len(layout.stretches),
+        "blocks": layout.blocks,
+        "method": linear.method,
+        "step": step,
+        "provider": provider_name,
+        "precision": str(step_graph.dtype),
+        "tf32": bool(tf32),
+        "seed": seed,
+        "threads": threads,
+        "versions": _versions(),
+        "wall_seconds": time.monotonic() - began,
+    }
+    info = {
+        c.name: {"kind": c.state.kind, "layer": c.state.layer}
+        for c in step_graph.differentiable
+        if c.name in wanted
+    }
+    return result.build(
+        found,
+        groups=list(chosen),
+        embeddings=table,
+        state_info=info,
+        attributes=attributes,
+        block_gradient_limit=_BLOCK_GRADIENT_LIMIT,
+    )
+
+
+def _check_numbers(corpus: Corpus, delays: int, positions: int | None, blocks: int) -> None:
+    if delays < 0:
+        raise MnemoscopeError(f"The largest delay must be 0 or more, not {delays}.")
+    if delays >= len(corpus):
+        raise CorpusError(
+            f"The corpus has {len(corpus)} positions, too few for a delay of {delays}: it needs "
+            f"at least {delays + 1}. Use a longer corpus or fewer --delays."
+        )
+    if positions is not None and positions < 1:
+        raise MnemoscopeError(f"The number of positions must be 1 or more, not {positions}.")
+    if blocks < 2:
+        raise MnemoscopeError(f"The jackknife needs at least 2 blocks, not {blocks}.")
+
+
+def _check_vocabulary(model: MemoryModel, corpus: Corpus) -> None:
+    top = int(corpus.ids.max())
+    if top >= model.vocabulary_size or int(corpus.ids.min()) < 0:
+        raise CorpusError(
+            f"The corpus holds token id {top}; the model knows the ids 0 to "
+            f"{model.vocabulary_size - 1}."
+        )
+
+
+def _check_states(step: Step, states: list[str] | None) -> list[str]:
+    known = [c.name for c in step.differentiable]
+    if not known:
+        raise MnemoscopeError("Every state of this model is an integer; none has a derivative.")
+    for name in states or ():
+        if name not in known:
+            raise MnemoscopeError(
+                f"The model has no differentiable state {name!r}; it has {', '.join(known)}."
+            )
+    return [n for n in known if n in states] if states else known
+
+
+def _check_memory(
+    linear: Linearization,
+    layout: Plan,
+    delays: int,
+    sizes: dict[str, int],
+    groups: int,
+    memory: int | None,
+    wanted: list[str],
+    say: Callable[[str], None],
+) -> None:
+    """Estimate what the run will hold at once, and refuse what cannot fit."""
+    step = linear.step
+    item = step.dtype.itemsize
+    carried = carried_states(linear, wanted)
+    widths = [c.size for c in step.differentiable if c.name in carried]
+    tangents = (delays + 1) * step.embedding_size * sum(widths) * item
+    # Two buffers, and what the products hold between operators (about two more).
+    work = 4 * tangents
+    dense = sum(
+        step.sources[source][1] * next(c.size for c in step.components if c.name == state)
+        for (state, source), j in linear.jacobians.items()
+        if j.kind == "dense"
+    )
+    work += 6 * dense * item
+    totals = Accumulator.bytes_needed(
+        layout.blocks, groups, delays + 1, list(sizes.values()), step.embedding_size, item
+    )
+    # Building the result takes means, noise and a jackknife replica beside the sums.
+    need = work + 2 * totals + 3 * linear.model.ByteSize()
+    available = memory if memory is not None else int(psutil.virtual_memory().available * 0.8)
+    say(f"Memory: about {_gigabytes(need)} of {_gigabytes(available)} allowed.")
+    if need > available:
+        raise ResourceError(
+            f"This run would need about {_gigabytes(need)} of memory, and {_gigabytes(available)} "
+            f"may be used. Ask for fewer --delays (now {delays}), one --state (now "
+            f"{', '.join(wanted)}), fewer --blocks (now {layout.blocks}), or raise --memory."
+        )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(1, size // 2**20)} MiB"
+
+
+def _work(layout: Plan, delays: int, length: int) -> int:
+    """Time steps in all: inputs and the steps after each stretch in which its memory fades."""
+    ends = np.minimum(layout.stretches[:, 1] + delays, length)
+    return int((ends - layout.stretches[:, 0]).sum())
+
+
+def _states_at(
+    step: Step, corpus: Corpus, table: np.ndarray, times: np.ndarray
+) -> list[dict[str, np.ndarray]]:
+    """The exact states before each of the ascending `times`: read the corpus up to there."""
+    now = {c.name: c.initial() for c in step.components}
+    found, made = [], None
+    position = 0
+    for time_ in times:
+        if time_ > position and made is None:
+            made = _runtime.session(runnable(step))
+        while position < time_:
+            now = _advance(step, made, now, int(corpus.ids[position]), table)
+            position += 1
+        found.append(now)
+    return found
+
+
+def _advance(step: Step, made, now: dict[str, np.ndarray], token: int, table: np.ndarray):
+    feeds = {c.input: now[c.name] for c in step.components}
+    feeds[step.embedding] = table[token][None]
+    if step.tokens:
+        feeds[step.tokens] = np.array([[token]], step.tokens_dtype)
+    names = {i.name for i in made.get_inputs()}
+    outputs = _runtime.run(made, None, {n: v for n, v in feeds.items() if n in names})
+    return {c.name: v for c, v in zip(step.components, outputs, strict=True)}
+
+
+def _scales(step: Step, corpus: Corpus, table: np.ndarray) -> dict[str, np.ndarray]:
+    """How far each coordinate ranges: root mean square over the start of the corpus."""
+    made = _runtime.session(runnable(step))
+    now = {c.name: c.initial() for c in step.components}
+    squares = {c.name: np.zeros(c.size) for c in step.differentiable}
+    count = min(_SCALE_POSITIONS, len(corpus))
+    for token in corpus.ids[:count]:
+        now = _advance(step, made, now, int(token), table)
+        for name, total in squares.items():
+            total += np.square(now[name][0], dtype=np.float64)
+    ranges = {name: np.sqrt(total / count) for name, total in squares.items()}
+    ranges["embedding"] = np.sqrt(np.square(table, dtype=np.float64).mean(0))
+    # A coordinate that hardly moves still needs a step that rounding does not swallow.
+    return {
+        name: np.maximum(r, max(1e-2 * float(np.sqrt(np.square(r).mean())), 1e-8))
+        for name, r in ranges.items()
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"mnemoscope": __version__}
+    for name in ("numpy", "onnx", "onnx-ad", "onnxruntime-gpu", "onnxruntime", "xarray"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
