@@ -129,13 +129,11 @@ def singular_values(matrix: np.ndarray) -> np.ndarray:
         ``[..., order]`` with ``order = min(unit, embedding)``; NaN for a matrix that is not finite.
     """
     matrix = np.asarray(matrix, dtype=np.float64)
-    *lead, rows, columns = matrix.shape
-    flat = matrix.reshape(-1, rows, columns)
-    finite = np.isfinite(flat).all(axis=(1, 2))
-    values = np.full((len(flat), min(rows, columns)), np.nan)
-    if values.size and finite.any():
-        values[finite] = np.linalg.svd(flat[finite], compute_uv=False)
-    return values.reshape(*lead, values.shape[-1])
+    finite = np.isfinite(matrix).all(axis=(-2, -1))
+    values = np.full((*finite.shape, min(matrix.shape[-2:])), np.nan)
+    if values.size:
+        values[finite] = np.linalg.svd(matrix[finite], compute_uv=False)
+    return values
 
 
 def svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from mnemoscope.analyzer.errors import MnemoscopeError
 
 from ._lazy import example
 from ._output import check_output, output_option
+
+if TYPE_CHECKING:
+    from mnemoscope.exporters.pytorch import Report
 
 
 @click.group(epilog=example("mnemoscope export torch model.py:build -o model.onnx"))
@@ -40,7 +44,7 @@ def export() -> None:
 )
 @click.option("--state-shapes", metavar="JSON", help="Shapes of the initial state, as JSON.")
 @click.option("--state-names", metavar="A,B", help="Names of the states, in their order.")
-@click.option("--embedding", metavar="NAME", help="Submodule that embeds.  [found]")
+@click.option("--embedding", metavar="NAME", help="Submodule or tensor that the core reads.  [found]")
 @click.option("--vocabulary-size", type=click.IntRange(min=1), help="Number of token ids.  [found]")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the random tokens of the check.")
 @click.option(
@@ -75,8 +79,22 @@ def torch(
     from mnemoscope.exporters._load import load_object
 
     report = pytorch.export(load_object(reference), output, **_given(options))
-    click.echo(str(report))
+    for line in _lines(report):
+        click.echo(line)
     click.echo(f"Written to {output}; next: mnemoscope inspect {output}")
+
+
+def _lines(report: Report) -> Iterator[str]:
+    logits = f"{report.logits}{', log-probabilities' if report.normalized else ''}"
+    yield f"Tokens {report.tokens} in {report.vocabulary_size:,} kinds, logits {logits}."
+    yield f"Embedding of {report.embedding_size}; initial state: {report.initial}."
+    yield "States: " + ", ".join(f"{s.name} ({s.kind}, layer {s.layer})" for s in report.states)
+    parity = report.parity
+    yield (
+        f"Traced by {report.route}; differs from the original by {parity.worst:.1e} at most over "
+        f"{parity.steps} steps and batches of {', '.join(map(str, parity.batches))} "
+        f"({parity.tolerance:.0e} allowed)."
+    )
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

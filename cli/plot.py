@@ -61,7 +61,7 @@ def plot(
             named.append((both if len(results) > 1 else curve.state, curve))
     figure = memory_figure(named, title=title)
     with replacing(output) as temporary:
-        figure.savefig(temporary)
+        figure.savefig(temporary, dpi=150)
 
 
 def _names(results: tuple[str, ...]) -> list[str]:
