@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +118,9 @@ def export(
         raise ModelError(f"Expected a torch.nn.Module, found a {type(module).__name__}.")
     target = require_writable(path)
     seed = 0 if seed is None else seed
-    with torch.no_grad(), _prepared(module) as model:
+    with torch.no_grad(), warnings.catch_warnings(), _prepared(module) as model:
+        # It tells which kernel torch takes: true of every projected LSTM, and of no use here.
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         if weights is not None:
             load_weights(model, weights)
         digest = hash_weights(_arrays(model))
