@@ -274,11 +274,11 @@ def fit_decay(delays: np.ndarray, sigma1: np.ndarray) -> Decay:
     kept = np.isfinite(x) & np.isfinite(y)
     x, y = x[kept], y[kept]
     nan = float("nan")
-    positive = y > 0
-    if len(np.unique(x)) < 2 or not positive.any():
+    if len(np.unique(x)) < 2 or not (y > 0).any():
         return Decay(nan, nan, nan, nan)
     span, scale = np.ptp(x), y.max()
     u, v = (x - x.min()) / span, y / scale  # the fit is the same, its numbers are near 1
+    positive = v > 0
 
     # Start from the straight line through the logarithms, each weighing as its value does.
     weight = np.where(positive, v, 0.0)

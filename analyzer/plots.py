@@ -50,7 +50,7 @@ def memory_figure(
     _finish(memory, curves)
     normalizations = list(dict.fromkeys(c.normalization for _, c in curves))
     units = "; ".join(_UNITS[n] for n in normalizations)
-    memory.set(yscale="log", title="Memory", xlabel="delay (words)")
+    memory.set(title="Memory", xlabel="delay (words)")
     memory.set_ylabel(f"largest singular value $\\sigma_1$\n({units})", fontsize="medium")
     share.set(ylim=(0, 1.02), title="Selectivity", xlabel="delay (words)")
     share.set_ylabel("share of the leading singular values")
@@ -147,18 +147,19 @@ def _draw_selectivity(axes: Axes, curve: Curve, i: int) -> None:
 
 
 def _finish(axes: Axes, curves: Sequence[tuple[str, Curve]]) -> None:
-    """End the axis below the smallest floor: what lies deeper is noise of noise."""
+    """Scale the axis, and end it below the smallest floor: what lies deeper is noise of noise."""
     values = np.concatenate([np.fmin(c.noise_floor, c.sigma1) for _, c in curves])
     values = values[np.isfinite(values) & (values > 0)]
     tops = np.concatenate([c.sigma1 for _, c in curves])
     tops = tops[np.isfinite(tops) & (tops > 0)]
-    if values.size and tops.size:
+    if values.size and tops.size:  # a logarithmic axis needs something to show
+        axes.set_yscale("log")
         axes.set_ylim(values.min() / 2, tops.max() * 2)
 
 
 def _add_legends(figure: Figure, curves: Sequence[tuple[str, Curve]], title: str | None) -> None:
     handles = [Line2D([], [], **_style(i), markersize=4.5) for i in range(len(curves))]
-    names = [name for name, _ in curves]
+    names = [_literal(name) for name, _ in curves]
     # The title is the legend's: layout would put a title of the figure on top of the legend.
     figure.legend(
         handles,
@@ -166,7 +167,7 @@ def _add_legends(figure: Figure, curves: Sequence[tuple[str, Curve]], title: str
         loc="outside upper center",
         ncols=min(len(names), 4),
         frameon=False,
-        title=title,
+        title=_literal(title) if title else None,
         title_fontsize="large",
     )
     grey = {"color": "0.35"}
@@ -199,3 +200,8 @@ def _add_legends(figure: Figure, curves: Sequence[tuple[str, Curve]], title: str
         frameon=False,
         fontsize="small",
     )
+
+
+def _literal(text: str) -> str:
+    """Keep the dollars of a user's text from starting a formula."""
+    return text.replace("$", r"\$")

@@ -353,7 +353,7 @@ def _check_version(tree: xr.DataTree, shown: str) -> None:
         raise ResultError(
             f"{shown} has result format version {found}, this program reads version "
             f"{FORMAT_VERSION}. Run mnemoscope analyze again, or use the version of mnemoscope "
-            f"that wrote the file ({tree.attrs.get('mnemoscope_version', 'not stated')})."
+            f"that wrote the file (its versions: {tree.attrs.get('versions', 'not stated')})."
         )
 
 

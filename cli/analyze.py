@@ -155,11 +155,12 @@ def _summarize(tree: xr.DataTree, output: str, seconds: float) -> None:
     click.echo(
         f"{count:,} input positions, delays 0 to {most}, in {seconds:,.1f} s; states: {names}."
     )
-    reach = ", ".join(
-        f"{c.state} " + ("at every delay" if c.first_below is None else f"to {c.first_below - 1}")
-        if c.first_below != 0
-        else f"{c.state} nowhere"
-        for c in found
-    )
-    click.echo(f"Above the noise floor up to delay (whitened σ₁): {reach}.")
+    reach = ", ".join(f"{c.state} {_reach(c.first_below)}" for c in found)
+    click.echo(f"Whitened σ₁ above its noise floor: {reach}.")
     click.echo(f"Written to {output}; next: mnemoscope show {output}")
+
+
+def _reach(first_below: int | None) -> str:
+    if first_below is None:
+        return "at every delay"
+    return f"up to delay {first_below - 1}" if first_below else "at no delay"

@@ -44,7 +44,9 @@ def export() -> None:
 )
 @click.option("--state-shapes", metavar="JSON", help="Shapes of the initial state, as JSON.")
 @click.option("--state-names", metavar="A,B", help="Names of the states, in their order.")
-@click.option("--embedding", metavar="NAME", help="Submodule or tensor that the core reads.  [found]")
+@click.option(
+    "--embedding", metavar="NAME", help="Submodule or tensor that the core reads.  [found]"
+)
 @click.option("--vocabulary-size", type=click.IntRange(min=1), help="Number of token ids.  [found]")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the random tokens of the check.")
 @click.option(

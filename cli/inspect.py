@@ -24,9 +24,16 @@ def inspect(model: str) -> Report:
     data = describe(open_model(model))
 
     def render(console: Console) -> None:
-        console.print(_facts(data))
+        for name, value in _facts(data):
+            console.print(f"{name:<12}{value}", soft_wrap=True)
+        console.print("\nStates", style="bold")
         console.print(_states(data["states"]))
-        console.print(_blocks(data["states"], data["blocks"]))
+        if data["blocks"] is None:
+            console.print(f"No block derivatives: {data['obstacle']}")
+        else:
+            title = "\nDerivative of each new state (row) by each old state and the embedding"
+            console.print(title, style="bold")
+            console.print(_blocks(data["blocks"]))
         missing = data["operators_without_rule"]
         if missing:
             console.print(
@@ -43,9 +50,7 @@ def inspect(model: str) -> Report:
     return Report(data, render)
 
 
-def _facts(data: dict[str, Any]) -> Table:
-    from rich.table import Table
-
+def _facts(data: dict[str, Any]) -> list[tuple[str, str]]:
     roles, words, count = data["roles"], data["vocabulary"], data["parameters"]
     if words is None:
         vocabulary = "none; a corpus must be token ids"
@@ -55,44 +60,53 @@ def _facts(data: dict[str, Any]) -> Table:
             f"end of line: {words['end_of_line'] or 'none'}"
         )
     logits = f"{roles['logits']} ({'log-probabilities' if roles['normalized'] else 'raw'})"
-    rows = [
+    opsets = ", ".join(
+        f"opset {version}" if domain == "ai.onnx" else f"{domain} {version}"
+        for domain, version in data["opset"].items()
+    )
+    return [
         ("model", data["path"]),
-        ("ONNX", f"IR version {data['ir_version']}, opset {data['opset']}, {data['producer']}"),
-        ("source", ", ".join(f"{k} {v}" for k, v in data["source"].items()) or "not stated"),
+        ("ONNX", f"IR version {data['ir_version']}, {opsets}; by {data['producer'] or 'unknown'}"),
+        ("source", _source(data["source"])),
         ("tokens", roles["tokens"]),
         ("embedding", f"{roles['embedding']}, {data['embedding_size']} entries"),
         ("logits", logits),
         ("vocabulary", vocabulary),
         ("parameters", f"{count['count']:,} ({count['bytes'] / 1e6:,.1f} MB)"),
     ]
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(str, row))
-    return table
+
+
+def _source(source: dict[str, str]) -> str:
+    parts = [
+        f"{source.get('framework', '')} {source.get('framework_version', '')}".strip(),
+        f"exporter {source['exporter_version']}" if "exporter_version" in source else "",
+        f"weights {source['weights_sha256'][:12]}" if "weights_sha256" in source else "",
+    ]
+    return ", ".join(filter(None, parts)) or "not stated"
 
 
 def _states(states: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
-    table = Table(title="States", title_justify="left", title_style="bold")
+    table = Table()
     for heading in ("name", "kind", "layer", "size", "input", "output", "starts as"):
         table.add_column(heading, justify="right" if heading in ("layer", "size") else "left")
     for s in states:
         start = "zeros" if s["initial"] == "zeros" else "stored values"
-        cells = (s["name"], s["kind"], s["layer"], s["size"], s["input"], s["output"], start)
+        kind = s["kind"] if s["differentiated"] else f"{s['kind']}, carried only ({s['dtype']})"
+        cells = (s["name"], kind, s["layer"], s["size"], s["input"], s["output"], start)
         table.add_row(*map(str, cells))
     return table
 
 
-def _blocks(states: list[dict[str, Any]], blocks: dict[str, Any]) -> Table:
+def _blocks(blocks: dict[str, dict[str, str]]) -> Table:
     """Lay out blocks as a matrix: the row is differentiated by the column."""
     from rich.table import Table
 
-    sources = [*(s["name"] for s in states), "embedding"]
-    title = "Derivative of each new state (row) by each old state and the embedding (column)"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    sources = list(next(iter(blocks.values())))
+    table = Table()
     for heading in ("", *sources):
         table.add_column(heading)
     for name, row in blocks.items():
-        table.add_row(name, *((row or {}).get(s) or "no rule" for s in sources))
+        table.add_row(name, *(row[s] for s in sources))
     return table

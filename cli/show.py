@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mnemoscope.analyzer.tables import Curve
     from rich.console import Console
 
+_SHOWN = ("model", "corpus", "positions", "method", "precision", "provider", "seed")
+"""Attributes of a result that say how it was made, in the order of the table's first line."""
+
 state_option = click.option(
     "--state", "states", multiple=True, help="State to show; may be repeated.  [all]"
 )
@@ -81,6 +84,9 @@ def show(
     ]
 
     def render(console: Console) -> None:
+        made = [f"{k} {tree.attrs[k]}" for k in _SHOWN if k in tree.attrs]
+        if made:
+            console.print(", ".join(made) + "\n", soft_wrap=True)
         for curve in found:
             _print_curve(console, curve)
         marks = {_mark(row) for row in rows}
@@ -106,8 +112,8 @@ def _print_curve(console: Console, curve: Curve) -> None:
     from rich.text import Text
 
     what = "whitened" if curve.normalization == "whitened" else "not whitened"
-    title = f"{curve.state} · {curve.group} · {what}"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    console.print(f"{curve.state} · inputs: {curve.group} · {what}", style="bold")
+    table = Table()
     for heading in (
         "delay",
         "σ₁ ± standard error",
