@@ -15,7 +15,8 @@ import onnx
 from onnx import helper, inliner, numpy_helper
 
 from ..errors import NoBlockRule
-from ._probe import Probe, probe
+from .. import _runtime
+from ._probe import Evaluate, Probe, probe
 from ._rules import LOWERED, RULES, ZERO
 
 MAX_STEPS = 64  # of an unrolled sequence; a step graph has 1
@@ -36,7 +37,11 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def lower(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
+def lower(
+    model: onnx.ModelProto,
+    feeds: dict[str, np.ndarray],
+    evaluate: Evaluate = _runtime.evaluate,
+) -> onnx.ModelProto:
     """`model` with Gemm, LSTM, GRU and RNN rewritten.
 
     Requires inlined functions. The result is for the shapes of `feeds` alone.
@@ -47,7 +52,7 @@ def lower(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> onnx.ModelPro
     model = inline(model)
     if not any(n.op_type in LOWERED for n in model.graph.node):
         return model
-    facts = probe(model, feeds)
+    facts = probe(model, feeds, evaluate)
     result = onnx.ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:]

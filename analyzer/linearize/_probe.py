@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,11 +34,17 @@ class Probe:
     constants: dict[str, np.ndarray]
 
 
-def probe(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> Probe:
+Feeds = dict[str, np.ndarray]
+Evaluate = Callable[[onnx.ModelProto, Sequence[str], Feeds], Feeds]
+
+
+def probe(
+    model: onnx.ModelProto, feeds: Feeds, evaluate: Evaluate = _runtime.evaluate
+) -> Probe:
     """Run `model` once on `feeds` with every tensor as an output.
 
     A value counts as constant when it derives from initialisers and from shapes only: with the
-    batch size fixed, a shape is a number.
+    batch size fixed, a shape is a number. `evaluate` gives the values of named tensors.
     """
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     fixed = set(constants)
@@ -51,7 +58,7 @@ def probe(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> Probe:
         ):
             fixed.update(outputs)
     values = dict(feeds)
-    values.update(_runtime.evaluate(model, names, feeds))
+    values.update(evaluate(model, names, feeds))
     for name in fixed - set(constants):
         if name in values:
             constants[name] = values[name]
