@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import click
@@ -29,7 +30,7 @@ def pydoc(output: str) -> None:
     from mnemoscope.analyzer.pydoc_corpus import lines
 
     if output == "-":
-        _write(lines(), click.get_binary_stream("stdout"))
+        _write(lines(), sys.stdout.buffer)
         return
     from mnemoscope.analyzer._files import replacing
 

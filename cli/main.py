@@ -77,3 +77,7 @@ def _silence_stdout() -> None:
 @click.version_option(__version__, prog_name="mnemoscope")
 def main() -> None:
     """Show what a recurrent language model remembers, from its ONNX file."""
+
+
+if __name__ == "__main__":
+    main()
