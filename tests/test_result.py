@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,3 +283,29 @@ def _transposed(tree):
 def test_encode_attributes():
     given = {"a": None, "b": True, "c": np.bool_(False), "d": ["x"], "e": np.float32(1.5), "f": "ü"}
     assert encode_attributes(given) == {"b": 1, "c": 0, "d": '["x"]', "e": 1.5, "f": "ü"}
+
+
+def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parent.parent / "docs" / "result-format.md"
+    if not page.exists():
+        pytest.skip("the documentation is not beside the tests")
+    rng = np.random.default_rng(0)
+    names = {"groups": ["all", "noun"]}
+    save_result(make({"lstm0.c": planted(rng)}, **names), tmp_path / "result.nc")
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for block in page.read_text(encoding="utf-8").split("```python\n")[1:]:
+        exec(block.split("```")[0], scope)
+    assert scope["errors"].shape == (GROUPS, DELAYS)
+    assert scope["vt"].shape == (DELAYS, SIZE, SIZE)
+    assert "Decay(" in capsys.readouterr().out
+
+
+def test_the_documentation_names_every_variable(tree):
+    page = Path(__file__).parent.parent / "docs" / "result-format.md"
+    if not page.exists():
+        pytest.skip("the documentation is not beside the tests")
+    text = page.read_text(encoding="utf-8")
+    for node in tree.subtree:
+        for name in [*node.variables, *node.dims]:
+            assert f"`{name}`" in text, name
