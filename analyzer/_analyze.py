@@ -168,6 +168,7 @@ def analyze(
         state_info=info,
         attributes=attributes,
         block_gradient_limit=_BLOCK_GRADIENT_LIMIT,
+        precision=str(step_graph.dtype),
     )
 
 

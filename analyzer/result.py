@@ -83,6 +83,7 @@ def build(
     state_info: dict[str, dict[str, Any]],
     attributes: dict[str, Any],
     block_gradient_limit: int = 2**28,
+    precision: str = "float32",
 ) -> xr.DataTree:
     """Derive the means and measures from sums, as the tree that a result file holds.
 
@@ -95,6 +96,7 @@ def build(
             1 and 0, and lists and dictionaries become JSON text.
         block_gradient_limit: Bytes; the mean of each block is kept if all of them together need
             no more.
+        precision: Of the stored matrices, ``float32`` or ``float64``: that of the run.
 
     Raises:
         ResultError: A state has a name that the file cannot hold.
@@ -136,23 +138,30 @@ def build(
             **encode_attributes(attributes),
         },
     )
-    keep_blocks = sum(4 * s.block_sum.size for s in sums.values()) <= block_gradient_limit
+    dtype = np.dtype(precision)
+    keep_blocks = sum(dtype.itemsize * s.block_sum.size for s in sums.values()) <= block_gradient_limit
     # Thousands of small decompositions: threads inside each cost more than they give (three times
     # on an idle machine of two cores, twenty-five times on a busy one).
     with threadpool_limits(limits=1, user_api="blas"):
         children = {
-            name: _state(s, whitening, keep_blocks, state_info.get(name, {}))
+            name: _state(s, whitening, keep_blocks, state_info.get(name, {}), dtype)
             for name, s in sums.items()
         }
     return xr.DataTree.from_dict({"/": root, **{f"/{n}": d for n, d in children.items()}})
 
 
-def _state(sums: Sums, whitening: Whitening, keep_blocks: bool, info: dict[str, Any]) -> xr.Dataset:
+def _state(
+    sums: Sums,
+    whitening: Whitening,
+    keep_blocks: bool,
+    info: dict[str, Any],
+    dtype: np.dtype,
+) -> xr.Dataset:
     counts = np.asarray(sums.block_count, dtype=np.int64)
     _, groups, delays, units, size = sums.block_sum.shape
     order = min(units, size)
     curve = (len(NORMALIZATIONS), groups, delays)
-    gradient = np.empty((groups, delays, units, size), dtype=np.float32)
+    gradient = np.empty((groups, delays, units, size), dtype)
     noise = np.empty_like(gradient)
     values, values_stderr = np.empty((2, *curve, order))
     ratios, ratios_stderr = np.empty((2, *curve, len(LEADING)))
@@ -222,7 +231,7 @@ def _state(sums: Sums, whitening: Whitening, keep_blocks: bool, info: dict[str, 
                 _OPTIONAL["block_gradient"],
                 np.stack(
                     [
-                        mean_matrix(s, n).astype(np.float32)
+                        mean_matrix(s, n).astype(dtype)
                         for s, n in zip(sums.block_sum, counts, strict=True)
                     ]
                 ),

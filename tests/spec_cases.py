@@ -108,7 +108,7 @@ def reason_left_out(case: Case) -> str | None:
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     names = [i.name for i in case.model.graph.input]
     value = dict(zip(names, case.inputs, strict=False))
-    floats = [n for n in names if _floating(case, n)]
+    floats = [n for n in names if _floating(case, n) and not _parameter(case, n)]
     outputs = [o for o in case.model.graph.output if o.type.tensor_type.elem_type in FLOATS]
     if not floats:
         return "no input of type float16, float32 or float64"
@@ -207,7 +207,7 @@ def _parameter(case: Case, name: str) -> bool:
     """Whether an input is a parameter of the operator, not something it differentiates."""
     node = case.model.graph.node[0]
     position = list(node.input).index(name)
-    return (case.op == "Clip" and position > 0) or (case.op == "Dropout" and position > 0)
+    return case.op in ("CastLike", "Clip", "Dropout") and position > 0
 
 
 def table() -> str:
