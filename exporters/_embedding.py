@@ -20,6 +20,7 @@ from ._graph import (
     element_types,
     hang_on,
     initializer_names,
+    merge_twins,
     needed_nodes,
     node_reads,
     produced_values,
@@ -31,8 +32,10 @@ EMBEDDING = "embedding"
 _FLOATS = frozenset(
     {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 )
-# What these do to token ids leaves the ids themselves alone.
-_LAYOUT = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+
+class EmbeddingError(ModelError):
+    """A graph in which the embedding cannot be found, or does not cut the tokens off."""
 
 
 def cut_at_embedding(
@@ -51,14 +54,16 @@ def cut_at_embedding(
         ``embedding``.
 
     Raises:
-        ModelError: There is no such tensor, or several, or the tokens are read elsewhere too.
+        EmbeddingError: There is no such tensor, or several, or the tokens are read elsewhere too.
     """
     model = onnx.shape_inference.infer_shapes(model)
     graph = model.graph
+    if embedding is None:
+        merge_twins(graph, tokens)
     name = embedding if embedding is not None else _find(graph, tokens)
     outputs = [o.name for o in graph.output if o.name != name]
     if name not in produced_values(graph):
-        raise ModelError(
+        raise EmbeddingError(
             f"The tensor {name!r}, asked for as the embedding, is not computed in the graph; "
             "name the output of one of its nodes."
         )
@@ -83,14 +88,14 @@ def cut_at_embedding(
 
 
 def require_true_cut(graph: onnx.GraphProto, tokens: str, embedding: str) -> None:
-    """Raise ModelError unless `embedding` separates `tokens` from every other output."""
+    """Raise EmbeddingError unless `embedding` separates `tokens` from every other output."""
     _require_tokens_alone(graph, tokens, embedding)
     outputs = [o.name for o in graph.output if o.name != embedding]
     reached = {
         i for node in needed_nodes(graph, outputs, stop={embedding}) for i in node_reads(node)
     }
     if tokens in reached or tokens in outputs:
-        raise ModelError(
+        raise EmbeddingError(
             f"The embedding {embedding!r} is not a cut point: the graph reads {tokens!r} "
             "elsewhere too. Everything behind the lookup must read the embedding."
         )
@@ -99,35 +104,22 @@ def require_true_cut(graph: onnx.GraphProto, tokens: str, embedding: str) -> Non
 def _find(graph: onnx.GraphProto, tokens: str) -> str:
     """The one floating-point tensor at which the token ids become numbers."""
     types = element_types(graph)
-    constants = initializer_names(graph)
     held = depend_on(graph, {tokens})
-    foreign = depend_on(graph, {i.name for i in graph.input} - {tokens} - constants)
-    ids = {tokens: tokens}
-    found: dict[tuple[str, ...], str] = {}
+    foreign = depend_on(graph, {i.name for i in graph.input} - {tokens} - initializer_names(graph))
+    names = []
     for node in needed_nodes(graph, [o.name for o in graph.output], stop=set()):
-        reads = [i for i in node_reads(node) if i in held]
-        if not reads:
-            continue
-        if node.op_type in _LAYOUT and reads[0] in ids and types.get(node.output[0]) not in _FLOATS:
-            ids[node.output[0]] = ids[reads[0]]
-        if any(i in foreign for i in node_reads(node)) or any(
-            types.get(i) in _FLOATS for i in reads
-        ):
-            continue
-        for output in node.output:
-            if output and types.get(output) in _FLOATS:
-                # Two lookups of the same ids in the same matrix are one embedding written twice.
-                key = (node.op_type, *(ids.get(i, i) for i in node.input))
-                found.setdefault(key, output)
-    names = list(found.values())
+        reads = list(node_reads(node))
+        from_ids = any(i in held for i in reads) and not any(i in foreign for i in reads)
+        if from_ids and not any(i in held and types.get(i) in _FLOATS for i in reads):
+            names += [o for o in node.output if o in held and types.get(o) in _FLOATS]
     if not names:
-        raise ModelError(
+        raise EmbeddingError(
             "No embedding was found: no floating-point tensor of the graph is computed from the "
             f"tokens ({tokens!r}) alone. Expected a lookup in a matrix or a one-hot vector; name "
             "the tensor that the recurrent core reads with the option embedding."
         )
     if len(names) > 1:
-        raise ModelError(
+        raise EmbeddingError(
             f"The tokens become numbers at {len(names)} places: {', '.join(map(repr, names))}. "
             "Expected one embedding; choose the tensor that everything behind it reads with the "
             "option embedding (for PyTorch: the name of the submodule that returns it)."
@@ -138,7 +130,7 @@ def _find(graph: onnx.GraphProto, tokens: str) -> str:
 def _require_tokens_alone(graph: onnx.GraphProto, tokens: str, name: str) -> None:
     others = {i.name for i in graph.input} - {tokens} - initializer_names(graph)
     if name in depend_on(graph, others) or name not in depend_on(graph, {tokens}):
-        raise ModelError(
+        raise EmbeddingError(
             f"The embedding {name!r} must depend on the tokens ({tokens!r}) and on nothing else "
             "that changes; it does not. Name another tensor with the option embedding."
         )
@@ -148,7 +140,7 @@ def _require_cut(graph: onnx.GraphProto, tokens: str, name: str, outputs: list[s
     held = depend_on(graph, {tokens}, stop={name})
     leaking = [o for o in outputs if o in held]
     if leaking:
-        raise ModelError(
+        raise EmbeddingError(
             f"The tokens reach {', '.join(map(repr, leaking))} not only through the embedding "
             f"{name!r}. Expected that the recurrent core reads its words from one tensor; name "
             "that tensor with the option embedding (for PyTorch: the submodule that returns it)."
@@ -226,7 +218,7 @@ def _axes(shapes: list[tuple[int, ...]], name: str) -> tuple[int, int]:
     two, three = shapes
     differing = [a for a, (m, n) in enumerate(zip(two, three, strict=False)) if m != n]
     if len(two) != len(three) or len(differing) != 1 or three[differing[0]] != 3:
-        raise ModelError(
+        raise EmbeddingError(
             f"The embedding {name!r} must have one batch axis; it has the shape {list(two)} for "
             f"2 streams and {list(three)} for 3. Name another tensor with the option embedding."
         )

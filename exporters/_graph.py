@@ -65,6 +65,30 @@ def hang_on(nodes: Iterable[onnx.NodeProto], sources: set[str]) -> set[str]:
     return held
 
 
+def merge_twins(graph: onnx.GraphProto, source: str) -> None:
+    """Compute once what is computed from `source` twice in the same way, in place.
+
+    A lookup written twice (a layer and a residual that both embed the tokens) is one lookup.
+    """
+    outputs = {o.name for o in graph.output}
+    hanging = hang_on(graph.node, {source})
+    first: dict[bytes, onnx.NodeProto] = {}
+    same: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        rename_values([node], same)
+        key = copy_node(node)
+        key.name = ""
+        del key.output[:]
+        twin = first.setdefault(key.SerializeToString(deterministic=True), node)
+        if twin is node or not hanging.issuperset(node.output) or outputs & set(node.output):
+            kept.append(copy_node(node))
+        else:
+            same.update(zip(node.output, twin.output, strict=True))
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
 def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)

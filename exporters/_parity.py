@@ -103,11 +103,12 @@ def check_parity(
             for step in range(steps):
                 ids = random.integers(0, vocabulary_size, (batch, 1)).astype(tokens_dtype)
                 try:
-                    got = dict(zip(names, session.run(names, {roles.tokens: ids, **ours})))
+                    results = session.run(names, {roles.tokens: ids, **ours})
                 except Exception as error:  # as above
                     raise ParityError(
                         f"ONNX Runtime cannot run the written model for {batch} streams: {error}"
                     ) from error
+                got = dict(zip(names, results, strict=True))
                 wanted = reference({roles.tokens: ids, **theirs})
                 for name, value in wanted.items():
                     if allowed is None:

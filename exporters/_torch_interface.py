@@ -16,8 +16,8 @@ from mnemoscope.analyzer.errors import ModelError
 from ._torch_recurrent import RecurrentCalls, type_name
 from ._torch_state import (
     METHODS,
-    Passed,
     Caller,
+    Passed,
     Tensors,
     close,
     has_state,
@@ -154,10 +154,11 @@ class _Probe:
         self.random = torch.Generator().manual_seed(seed)
         self.limit = 1  # tokens are drawn below this; 0 is an id in every model
         self.pass_none = False
+        self.called: Literal["given", "none", "promoted"] = "given"
 
     def run(self) -> Interface:
-        how_called = self._signature()
-        caller, how = self._caller(how_called)
+        self.called = self._signature()
+        caller, how = self._caller()
         reason = None
         shape = self._start(caller, self._tokens(_STREAMS, _STEPS)).shape
         for layout, size in _layouts(shape, _STREAMS, _STEPS, self.time_major):
@@ -168,9 +169,9 @@ class _Probe:
                 )
                 continue
             self.limit = size
-            if how_called != "given":
+            if self.called != "given":
                 # Again, now that V is known: token 0 alone cannot tell what depends on tokens.
-                caller, how = self._caller(how_called)
+                caller, how = self._caller()
             reason = self._disagreement(caller, layout, size)
             if reason is None:
                 return Interface(
@@ -195,8 +196,21 @@ class _Probe:
                 "Expected forward(tokens) -> logits or forward(tokens, state) -> (logits, state); "
                 f"found forward({', '.join(p.name for p in parameters)})."
             )
-        if self.state_shapes is not None or (len(parameters) > 1 and self._method() is not None):
+        if self.state_shapes is not None:
             return "given"
+        method = self._method() if len(parameters) > 1 else None
+        if method is not None:
+            try:
+                method(_STREAMS)
+            except Exception as error:
+                if len(required) > 1:
+                    raise _Refusal(
+                        f"{method.__name__}(batch) fails for {_STREAMS} streams: "
+                        f"{type(error).__name__}: {error}. Expected a method that takes the "
+                        "number of streams and returns the initial state."
+                    ) from error
+            else:
+                return "given"
         self.calls.reset()
         if len(required) == 2:
             self.pass_none = True
@@ -213,11 +227,11 @@ class _Probe:
         result = self.module(self._tokens(_STREAMS, 1))
         return "none" if len(parameters) > 1 and has_state(result) else "promoted"
 
-    def _caller(self, how_called: str) -> tuple[Caller, str]:
+    def _caller(self) -> tuple[Caller, str]:
         self._refuse_bidirectional()
-        if how_called == "promoted":
+        if self.called == "promoted":
             return promote(self.module, self.calls, lambda n: self._tokens(n, 1))
-        if how_called == "none":
+        if self.called == "none":
             return passed_from_none(self.module, self._alone, lambda n: self._tokens(n, 1))
         if self.state_shapes is not None:
             dtype = next((p.dtype for p in self.module.parameters()), torch.float32)
@@ -232,13 +246,6 @@ class _Probe:
         method = self._method()
         assert method is not None
         how = f"{method.__name__}(batch)"
-        try:
-            method(_STREAMS)
-        except Exception as error:
-            raise _Refusal(
-                f"{how} fails for {_STREAMS} streams: {type(error).__name__}: {error}. Expected a "
-                "method that takes the number of streams and returns the initial state."
-            ) from error
         return passed_from_example(self.module, method, how), how
 
     def _method(self) -> Any:
@@ -293,9 +300,7 @@ class _Probe:
 
     def _start(self, caller: Caller, tokens: torch.Tensor) -> torch.Tensor:
         """The raw logits of a run from the module's own beginning."""
-        if self.state_shapes is None and self._method() is None:
-            return logits_of(self._alone(tokens))
-        if not isinstance(caller, Passed):
+        if self.called != "given" or not isinstance(caller, Passed):
             return logits_of(self._alone(tokens))
         n = tokens.shape[1 if self.time_major else 0]
         return caller(tokens, [leaf.start(n) for leaf in caller.leaves])[0]

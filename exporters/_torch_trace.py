@@ -65,7 +65,9 @@ def _scripted(
 ) -> onnx.ModelProto:
     inputs = ["tokens.given", *(f"state.given.{k}" for k in range(len(leaves)))]
     axes = {inputs[0]: {0: "batch"}}
-    axes.update({name: {leaf.batch_axis: "batch"} for name, leaf in zip(inputs[1:], leaves)})
+    axes.update(
+        {name: {leaf.batch_axis: "batch"} for name, leaf in zip(inputs[1:], leaves, strict=True)}
+    )
     file = io.BytesIO()
     with _quiet():
         torch.onnx.export(

@@ -21,7 +21,7 @@ from mnemoscope.analyzer._version import __version__
 from mnemoscope.analyzer.errors import ModelError
 from mnemoscope.analyzer.roles import Level, Roles, State, Vocabulary
 
-from ._embedding import EMBEDDING
+from ._embedding import EMBEDDING, EmbeddingError
 from ._load import load_object, load_weights
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
 from ._parity import Feeds, Parity, check_parity
@@ -191,6 +191,7 @@ def _trace(
         results = step(tensors[0], tensors[1:])
         return {name: x.numpy() for name, x in zip(outputs, results, strict=False)}
 
+    reference(_initial_feeds(interface))  # what is wrong with the step itself, said once
     failures: list[tuple[str, Exception]] = []
     for route, trace in routes(step, leaves):
         try:
@@ -217,6 +218,8 @@ def _trace(
                 seed=seed,
                 tolerance=tolerance,
             )
+        except EmbeddingError:
+            raise  # a property of the model: another route would find the same
         except Exception as error:  # torch's exporters raise whatever went wrong inside them
             failures.append((route, error))
         else:
@@ -232,6 +235,15 @@ def _trace(
         f"{type(error).__name__}: {first}. A step must not branch in Python on the values of "
         "tensors."
     ) from error
+
+
+def _initial_feeds(interface: Interface) -> Feeds:
+    """One step's inputs for two streams at their start."""
+    states = [leaf.start(2).numpy() for leaf in interface.caller.leaves]
+    return {
+        "tokens": np.zeros((2, 1), np.int64),
+        **{f"state_{k}": value for k, value in enumerate(states)},
+    }
 
 
 @contextmanager

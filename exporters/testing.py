@@ -1,4 +1,4 @@
-"""Checks for writers of exporters: does a file keep the contract, and compute what it should?"""
+"""Checks for writers of exporters: a file keeps the contract and computes what it should."""
 
 from __future__ import annotations
 

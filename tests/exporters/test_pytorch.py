@@ -118,8 +118,7 @@ class WordLanguageModel(nn.Module):
         super().__init__()
         self.drop = nn.Dropout(0.5)
         self.encoder = nn.Embedding(V, H)
-        options = {"nonlinearity": "relu"} if kind == "RNN" else {}
-        self.rnn = getattr(nn, kind)(H, H, 2, dropout=0.5, **options)
+        self.rnn = getattr(nn, kind)(H, H, 2, dropout=0.5)
         self.decoder = nn.Linear(H, V)
         if tie:
             self.decoder.weight = self.encoder.weight
@@ -147,12 +146,7 @@ class OneHot(nn.Module):
         self.out = nn.Linear(H, V)
 
     def forward(self, tokens, state=None):
-        if self.how == "one_hot":
-            x = F.one_hot(tokens, V).float()
-        elif self.how == "eye":
-            x = torch.eye(V)[tokens]
-        else:
-            x = (tokens[..., None] == torch.arange(V)).float()
+        x = F.one_hot(tokens, V).float() if self.how == "one_hot" else torch.eye(V)[tokens]
         y, state = self.rnn(x, state)
         return self.out(y), state
 
@@ -229,6 +223,20 @@ class LastOnly(Stateful):
 
     def forward(self, tokens):
         return super().forward(tokens)[0][:, -1]
+
+
+class Twice(nn.Module):
+    """The same lookup written twice is one embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(V, E)
+        self.rnn = nn.RNN(E, E, batch_first=True)
+        self.out = nn.Linear(E, V)
+
+    def forward(self, tokens, state=None):
+        y, state = self.rnn(self.embed(tokens), state)
+        return self.out(y + self.embed(tokens)), state
 
 
 class TwoTables(nn.Module):
@@ -331,10 +339,8 @@ CASES = [
         H,
         True,
     ),
-    Case("word-lm-rnn", lambda: WordLanguageModel("RNN"), word_lm, ["rnn0.h", "rnn1.h"], H, True),
     Case("one-hot", lambda: OneHot("one_hot"), batch_first, ["rnn0.h"], V),
     Case("one-hot-eye", lambda: OneHot("eye"), batch_first, ["rnn0.h"], V),
-    Case("one-hot-compared", lambda: OneHot("compare"), batch_first, ["rnn0.h"], V),
     Case(
         "multiplicative-dict-int",
         Multiplicative,
@@ -356,6 +362,7 @@ CASES = [
         lambda m, t: torch.stack([m(t[:, : k + 1]) for k in range(t.shape[1])], 1),
         ["gru0.h"],
     ),
+    Case("embedded-twice", Twice, batch_first, ["rnn0.h"]),
     Case(
         "named-embedding",
         TwoTables,
@@ -534,7 +541,7 @@ def test_embedding_is_the_row_of_the_table(exported):
 
 def test_operators_are_primitive(exported):
     """A fused recurrent operator would hide the cell state."""
-    for name in ("lstm2-time-major", "lstm-projected", "promoted-gru", "word-lm-rnn"):
+    for name in ("lstm2-time-major", "lstm-projected", "promoted-gru"):
         _, path, report = exported(by_name(name))
         kinds = {node.op_type for node in onnx.load(path).graph.node}
         assert not kinds & {"LSTM", "GRU", "RNN", "Scan", "Loop"}
@@ -564,13 +571,6 @@ def test_export_is_repeatable_and_says_where_it_comes_from(tmp_path, exported):
     assert source["framework"] == "pytorch"
     assert source["framework_version"] == torch.__version__
     assert len(source["weights_sha256"]) == 64
-    with torch.no_grad():
-        module.out.bias += 1
-    pytorch.export(module, again)
-    other = read_roles(onnx.load(again))[0].source
-    assert other["weights_sha256"] != source["weights_sha256"]
-    with torch.no_grad():
-        module.out.bias -= 1
 
 
 def test_vocabulary_and_weights(tmp_path):
