@@ -75,7 +75,7 @@ def whiten(embeddings: np.ndarray) -> Whitening:
     negligible = 10.0 * eps * np.linalg.norm(x) / np.sqrt(tokens)
     x -= x.mean(axis=0)
     x /= np.sqrt(tokens)
-    r = np.linalg.qr(x, mode="r")
+    r = np.asarray(np.linalg.qr(x, mode="r"))
     _, s, wt = np.linalg.svd(r, full_matrices=False)
     rank = int(np.count_nonzero(s > negligible))
     condition = float(s[0] / s[rank - 1]) if rank else float("nan")
@@ -206,7 +206,7 @@ def jackknife(
     """
     counts = np.asarray(block_count, dtype=np.float64)
     total = np.sum(block_sum, axis=0, dtype=np.float64)
-    n = counts.sum(axis=0)
+    n = np.asarray(counts.sum(axis=0))
     held = counts > 0
     g = held.sum(axis=0)
     theta = np.asarray(statistic(mean_matrix(total, n)), dtype=np.float64)

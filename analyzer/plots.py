@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def memory_figure(
     return figure
 
 
-def _style(i: int) -> dict[str, object]:
+def _style(i: int) -> dict[str, Any]:
     color, marker, line = _STYLES[i % len(_STYLES)]
     return {"color": color, "marker": marker, "linestyle": line}
 
@@ -170,7 +171,7 @@ def _add_legends(figure: Figure, curves: Sequence[tuple[str, Curve]], title: str
         title=_literal(title) if title else None,
         title_fontsize="large",
     )
-    grey = {"color": "0.35"}
+    grey: dict[str, Any] = {"color": "0.35"}
     keys = [
         (Line2D([], [], **grey, linestyle=(0, (1.2, 1.6)), linewidth=1.1), "noise floor"),
     ]

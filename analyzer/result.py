@@ -139,7 +139,9 @@ def build(
         },
     )
     dtype = np.dtype(precision)
-    keep_blocks = sum(dtype.itemsize * s.block_sum.size for s in sums.values()) <= block_gradient_limit
+    keep_blocks = (
+        sum(dtype.itemsize * s.block_sum.size for s in sums.values()) <= block_gradient_limit
+    )
     # Thousands of small decompositions: threads inside each cost more than they give (three times
     # on an idle machine of two cores, twenty-five times on a busy one).
     with threadpool_limits(limits=1, user_api="blas"):
@@ -256,7 +258,7 @@ def _measures(matrix: np.ndarray, d: np.ndarray) -> np.ndarray:
     order = min(units, size)
     if units >= 2 * size:
         # G = Q R: R has the singular values of G, and R D those of G D, at less work.
-        matrix = np.linalg.qr(matrix, mode="r")
+        matrix = np.asarray(np.linalg.qr(matrix, mode="r"))
     found = []
     for m in (matrix, matrix @ d):
         s = singular_values(m)
@@ -388,5 +390,6 @@ def _check_structure(tree: xr.DataTree, shown: str) -> None:
         present = {n: d for n, d in _OPTIONAL.items() if n in child.variables}
         check(child, f"state {name}", _REQUIRED | present)
     for name, values in (("normalization", NORMALIZATIONS), ("leading", LEADING)):
-        if tuple(tree[name].values.tolist()) != values:
-            raise complain(f"its {name} is {tree[name].values.tolist()}, not {list(values)}")
+        found = tree.coords[name].values.tolist()
+        if tuple(found) != values:
+            raise complain(f"its {name} is {found}, not {list(values)}")

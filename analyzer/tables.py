@@ -103,7 +103,7 @@ def curves(
         ResultError: The result does not have what was asked for.
     """
     normalization = normalization or "whitened"
-    groups = [str(g) for g in tree["group"].values]
+    groups = [str(g) for g in tree.coords["group"].values]
     names = list(states or ()) or list(tree.children)
     for name in names:
         _require("state", name, list(tree.children))
@@ -126,7 +126,7 @@ def _curve(tree: xr.DataTree, state: str, i: int, g: int, group: str) -> Curve:
         state=state,
         group=group,
         normalization=NORMALIZATIONS[i],
-        delay=tree["delay"].values,
+        delay=tree.coords["delay"].values,
         sigma1=data["singular_values"][i, g, :, 0],
         sigma1_stderr=data["singular_values_stderr"][i, g, :, 0],
         noise_floor=data["noise_floor"][i, g],

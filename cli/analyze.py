@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -68,7 +68,7 @@ def analyze(
     model: str,
     corpus: str,
     output: str,
-    level: str | None,
+    level: Literal["word", "char"] | None,
     memory: float | None,
     quiet: bool,
     states: tuple[str, ...],

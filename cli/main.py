@@ -51,7 +51,7 @@ class _Root(LazyGroup):
 
 def _silence_stdout() -> None:
     """Give what is left in the buffer somewhere to go, or Python complains at exit."""
-    if sys.stdout is sys.__stdout__:
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
