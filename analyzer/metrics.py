@@ -205,7 +205,7 @@ def jackknife(
         ``[*lead, *out]``; NaN where fewer than two blocks hold anything.
     """
     counts = np.asarray(block_count, dtype=np.float64)
-    total = np.sum(block_sum, axis=0, dtype=np.float64)
+    total = np.asarray(np.sum(block_sum, axis=0, dtype=np.float64))
     n = np.asarray(counts.sum(axis=0))
     held = counts > 0
     g = held.sum(axis=0)
