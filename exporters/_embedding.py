@@ -8,6 +8,7 @@ the tokens alone. That one rule covers embedding layers (Gather from a matrix), 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -181,7 +182,7 @@ def _rewire(
         )
         return tensor
 
-    def emit(op: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def emit(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 from mnemoscope.analyzer._version import __version__
 from mnemoscope.analyzer.errors import ModelError
 from mnemoscope.analyzer.roles import IR_VERSION, OPSET, Roles, Vocabulary, write_roles

@@ -346,7 +346,7 @@ def _watch(start: Callable[[torch.Tensor], Any], tokens: torch.Tensor) -> Tensor
     seen: Tensors = []
 
     class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
             for value in pytree.tree_leaves((args, kwargs, result)):
                 if isinstance(value, torch.Tensor):

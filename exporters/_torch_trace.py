@@ -73,7 +73,7 @@ def _scripted(
         torch.onnx.export(
             step,
             (tokens, states),
-            file,
+            file,  # type: ignore[arg-type]  # the annotation forgets what this route can do
             dynamo=False,
             opset_version=OPSET,
             input_names=inputs,

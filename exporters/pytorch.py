@@ -225,16 +225,16 @@ def _trace(
         else:
             return model, route, parity
     # What this project says of a graph helps more than what the fallbacks stumbled over.
-    route, error = next(((r, e) for r, e in failures if isinstance(e, ModelError)), failures[-1])
-    if isinstance(error, ModelError):
-        raise error
+    route, reason = next(((r, e) for r, e in failures if isinstance(e, ModelError)), failures[-1])
+    if isinstance(reason, ModelError):
+        raise reason
     tried = ", ".join(name for name, _ in failures)
-    first = (str(error).strip().splitlines() or ["no message"])[0]
+    first = (str(reason).strip().splitlines() or ["no message"])[0]
     raise ModelError(
         f"The module cannot be traced (tried {tried}). The last reason, from {route}: "
-        f"{type(error).__name__}: {first}. A step must not branch in Python on the values of "
+        f"{type(reason).__name__}: {first}. A step must not branch in Python on the values of "
         "tensors."
-    ) from error
+    ) from reason
 
 
 def _initial_feeds(interface: Interface) -> Feeds:

@@ -111,7 +111,7 @@ def test_refuses_weights_that_do_not_fit(tmp_path):
     with pytest.raises(ModelError, match="no weights file"):
         load_weights(nn.Linear(2, 3), path)
     path.write_bytes(b"")
-    with pytest.raises(ModelError, match="not a weights file|no weights file"):
+    with pytest.raises(ModelError, match=r"not a weights file|no weights file"):
         load_weights(nn.Linear(2, 3), path)
 
 

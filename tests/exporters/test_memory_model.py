@@ -89,7 +89,7 @@ LOOKUPS = {
         # The core asks how many tokens there are; so does the lookup, by the same node.
         step(
             "n = Shape(ids) i = Reshape(ids, n) e = Gather(table, i) "
-            "k = ConstantOfShape(n) g = Add(e, k) x = Squeeze(g, axis1)"
+            "k = ConstantOfShape(n) k2 = Unsqueeze(k, axis2) g = Add(e, k2) x = Squeeze(g, axis1)"
         ),
         H,
     ),
