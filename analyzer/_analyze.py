@@ -84,6 +84,8 @@ def analyze(
     Raises:
         MnemoscopeError: The call or the input does not fit; see its subclasses.
     """
+    from . import result  # here, since xarray takes as long to import as all else together
+
     began = time.monotonic()
     say = report or (lambda line: None)
     delays = 50 if delays is None else delays
@@ -95,6 +97,7 @@ def analyze(
     say(line)
     step_graph = build_step(model, np.dtype(precision or "float32"))
     wanted = _check_states(step_graph, states)
+    result.check_state_names(wanted)
     table = model.embeddings.astype(step_graph.dtype)
     if method == "fd":
         scales = _scales(step_graph, corpus, table)
@@ -133,8 +136,6 @@ def analyze(
             "The Jacobians overflowed: the state's derivatives grow without bound on this "
             "corpus. Try --precision float64 or fewer --delays."
         )
-    from . import result
-
     attributes = {
         "model": model.path.name,
         "model_sha256": hashlib.sha256(model.proto.SerializeToString()).hexdigest(),

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from ._double import write_out
 from .errors import ModelError, ResourceError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -44,7 +45,8 @@ def session(
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         providers = [(CUDA, {"use_tf32": "1" if tf32 else "0"})]
     try:
-        made = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+        data = write_out(model).SerializeToString()
+        made = ort.InferenceSession(data, options, providers=providers)
     except Exception as error:
         if provider == CUDA:
             raise ResourceError(f"CUDA cannot run this model: {_first_line(error)}") from error

@@ -21,7 +21,10 @@ _BULLET = re.compile(r"(?:[*•-]|\d+\.|\(\d+\)|\[\d+\])\s+(?=\S)")
 _NOT_PROSE = re.compile(
     r"""^(?:>>>|\.\.\.\s|[+|]) | ::= | ^\s*[-=*~^]{3,}\s*$ | ^\s*\#""", re.VERBOSE | re.MULTILINE
 )
-_VERSION_NOTE = re.compile(r"^(?:Changed|New|Added|Deprecated)[^:.]{0,30} version [^:.]*[\d.]*:?\s*")
+# What stands before a remark: "Changed in version 3.8:", "**CPython implementation detail:**".
+_LEAD = re.compile(
+    r"(?:Changed|New|Deprecated)(?: since| in) version [\d.]+:\s+|\*\*[^*]+:\*\*\s+|\*\s+"
+)
 _SENTENCE_END = re.compile(
     r"""(?<!e\.g\.)(?<!i\.e\.)(?<!cf\.)(?<!vs\.)(?<!etc\.)(?<!\.\.)
         (?<=[.?!:])(?P<close>[)”]?)\s+(?=[“("*]{0,2}[A-Z"])""",
@@ -32,24 +35,29 @@ _WORDS = re.compile(r"[a-z]+(?: [a-z]+)*|[A-Za-z_][\w.]*")
 _EMPHASIS = re.compile(r"(?<![\w*])(\*\*?)(\w(?:[^*]*[\w)])?)\1(?![\w*])")
 _TYPOGRAPHY = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "—": " -- ", "–": "-"})
 _TOKEN = re.compile(
-    r"""<code> | N(?!\w)
+    r"""<code> | N(?![\w-])
       | (?:e\.g|i\.e|etc|vs|cf)\.           # abbreviations keep their dot
       | '(?:s|re|ve|ll|d|m)\b               # clitics are tokens, as in the treebank ...
       | n't\b
       | \w+?(?=n't\b)                       # ... and so is what they lean on
       | \w+(?:[.-]\w+)*                     # words, dotted names, compounds
       | \.\.\. | -- | \S""",
-    re.VERBOSE | re.IGNORECASE,
+    re.VERBOSE,
 )
 # A sentence holds one of these; a line of code that looks like one seldom does.
 _FUNCTION_WORDS = frozenset(
-    "a an and are as at be been by can for from has have if in is it may must no not of on or "
-    "see so than that the then there these this to was when which will with".split()
+    re.findall(
+        r"\w+",
+        "a an and are as at be been by can for from has have if in is it may must no not of on or "
+        "see so than that the then there these this to was when which will with",
+    )
 )
+# Marks that prose does without: what is left of a literal that could not be told from its text.
+_LEFT_OF_CODE = frozenset("{}[]<>\\=|^*/_@#$&~`%+")
 
 
 def lines(topics: Mapping[str, str] | None = None) -> Iterator[str]:
-    """The sentences of pydoc's help topics, one at a time, tokens separated by one space.
+    """Yield the sentences of pydoc's help topics, tokens separated by one space.
 
     Args:
         topics: Name to text; None takes those of the running Python. They are read in the order
@@ -93,29 +101,31 @@ def _paragraphs(text: str) -> Iterator[str]:
             elif re.match(r"\S[^\n]*\n {2,}\S", item):
                 item = item.partition("\n")[2]
             joined = re.sub(r"\s+", " ", item).strip()
-            yield _VERSION_NOTE.sub("", joined)
+            joined = re.sub(r" \[\d+\]", "", joined)  # footnote marks
+            yield re.sub(rf"^(?:{_LEAD.pattern})", "", joined)
 
 
 def _tokens(sentence: str) -> list[str]:
-    """Lower-case tokens of a sentence, markup removed."""
-    text = re.sub(r"\s?\[\d+\]", "", sentence)  # footnote marks
-    text = _LITERAL.sub(lambda m: f" {_literal(m[1])} ", text)
+    """Split a sentence into lower-case tokens, markup removed."""
+    text = _LITERAL.sub(lambda m: _literal(m[1]), sentence)
     text = _EMPHASIS.sub(r"\2", text).translate(_TYPOGRAPHY).lower()
     text = re.sub(r"(?<![\w.])\d+(?:[.,]\d+)*(?![\w])", "N", text.replace("…", " ... "))
     return _TOKEN.findall(text)
 
 
 def _literal(text: str) -> str:
-    """A literal as it goes into the sentence: names and words stay, other code does not."""
+    """Put a literal as it goes into the sentence: names and words stay, other code does not."""
     text = text.removesuffix("()")
     return text if _WORDS.fullmatch(text) else "<code>"
 
 
 def _is_sentence(raw: str, tokens: list[str]) -> bool:
+    if "://" in raw or tokens.count('"') % 2 or not _LEFT_OF_CODE.isdisjoint(tokens):
+        return False
     words = [t for t in tokens if t[0].isalpha()]
     return (
         len(tokens) >= 4
-        and raw.lstrip("“(\"*")[:1].isupper() | raw.startswith('"')
+        and raw.lstrip('“("*')[:1].isupper() | raw.startswith('"')
         and tokens[-1] in {".", "?", "!", ":"} | {")", '"'}
         and len(words) >= 0.6 * len(tokens)
         and not _FUNCTION_WORDS.isdisjoint(words)

@@ -168,7 +168,9 @@ def _multiplicative(w, x, s):
     gate = (linear("wg", x) + linear("ug", m)).exp()
     gate = gate / gate.sum(-1, keepdim=True) * 4
     new = linear("wv", x) + m
-    new = new * 0.5 * (1 + torch.erf(new / 2**0.5))
+    # The exported file holds the constant of GELU in float32, as it holds the weights.
+    root = torch.tensor(0.5**0.5, dtype=torch.float32).double()
+    new = new * 0.5 * (1 + torch.erf(new * root))
     return {"state0": h + gate * (new.tanh() - h) / 2}
 
 

@@ -13,6 +13,9 @@ import torch
 from mnemoscope.analyzer import Corpus, analyze, open_model
 from mnemoscope.analyzer.linearize import _rules
 
+# torch's own forward mode uses a part of torch that torch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+
 DELAYS, LENGTH = 50, 120
 
 # Products of exact steps in float32 keep about 3e-7 over 20 delays; rounding grows with the

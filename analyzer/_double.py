@@ -1,0 +1,85 @@
+"""Operators that ONNX Runtime's CPU provider lacks in double precision, written out."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+from numpy.polynomial import chebyshev
+from onnx import TensorProto, helper, inliner, numpy_helper
+
+# Functions of the specification whose body ONNX Runtime does not expand by itself at every opset.
+_FUNCTIONS = ("Elu", "Celu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Selu",
+              "Softplus", "Softsign", "ThresholdedRelu")  # fmt: skip
+
+
+def write_out(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with Erf (and functions that need it) in primitive operators, if it is in double.
+
+    Applied to what is run, after differentiation: the formula for erf has a kink at 0 in parts
+    that cancels in its value and not in a derivative taken part by part.
+    """
+    if all(i.type.tensor_type.elem_type != TensorProto.DOUBLE for i in model.graph.input):
+        return model
+    present = {n.op_type for n in model.graph.node if n.domain in ("", "ai.onnx")}
+    functions = [("", op) for op in _FUNCTIONS if op in present]
+    if functions:
+        model = inliner.inline_selected_functions(model, functions, inline_schema_functions=True)
+    if all(n.op_type != "Erf" for n in model.graph.node):
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    for node in model.graph.node:
+        if node.op_type == "Erf":
+            _erf(result.graph, node.input[0], node.output[0])
+        else:
+            result.graph.node.append(node)
+    return result
+
+
+@cache
+def _coefficients() -> np.ndarray:
+    """Chebyshev coefficients of log(erfc(z) exp(z²) / t) for t = 2 / (2 + z) in (0, 1]."""
+    from scipy.special import erfcx
+
+    def target(y: np.ndarray) -> np.ndarray:
+        t = (y + 1) / 2
+        return np.log(erfcx(2 / t - 2) / t)
+
+    return chebyshev.chebinterpolate(target, 30)
+
+
+def _erf(graph: onnx.GraphProto, x: str, out: str) -> None:
+    """erf(x) = sign(x) (1 - t exp(P(t) - x²)), good to 4e-16."""
+    count = 0
+
+    def op(kind: str, *inputs: str, name: str | None = None) -> str:
+        nonlocal count
+        count += 1
+        result = name or f"{out}/erf/{count}"
+        graph.node.append(helper.make_node(kind, list(inputs), [result], name=result))
+        return result
+
+    def number(value: float) -> str:
+        nonlocal count
+        count += 1
+        name = f"{out}/erf/{count}"
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float64), name))
+        return name
+
+    two = number(2.0)
+    t = op("Div", two, op("Add", op("Abs", x), two))
+    y = op("Sub", op("Mul", t, two), number(1.0))
+    double_y = op("Mul", y, two)
+    # Clenshaw's recurrence for the Chebyshev sum.
+    coefficients = _coefficients()
+    later, after = number(float(coefficients[-1])), number(0.0)
+    for c in coefficients[-2:0:-1]:
+        step = op("Sub", op("Mul", double_y, later), after)
+        later, after = op("Add", step, number(float(c))), later
+    last = op("Sub", op("Mul", y, later), after)
+    total = op("Add", last, number(float(coefficients[0])))
+    tail = op("Mul", t, op("Exp", op("Sub", total, op("Mul", x, x))))
+    op("Mul", op("Sign", x), op("Sub", number(1.0), tail), name=out)
