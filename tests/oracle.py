@@ -169,8 +169,8 @@ def _multiplicative(w, x, s):
     gate = gate / gate.sum(-1, keepdim=True) * 4
     new = linear("wv", x) + m
     # The exported file holds the constant of GELU in float32, as it holds the weights.
-    root = torch.tensor(0.5**0.5, dtype=torch.float32).double()
-    new = new * 0.5 * (1 + torch.erf(new * root))
+    root = torch.tensor(2**0.5, dtype=torch.float32).double()
+    new = new * 0.5 * (1 + torch.erf(new / root))
     return {"state0": h + gate * (new.tanh() - h) / 2}
 
 
