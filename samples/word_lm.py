@@ -283,20 +283,31 @@ def initial_model(config: dict[str, Any]) -> WordLM:
     return WordLM(**config["model"])
 
 
-def export_run(folder: Path, path: Path, *, untrained: bool = False) -> None:
-    """Write a run's best weights, or those it started from, as a memory model."""
+def exporter() -> Callable[..., Any]:
+    """The function that writes a module as a memory model."""
     try:
         from mnemoscope.exporters.pytorch import export
     except ImportError as error:
-        raise click.ClickException(
+        raise click.UsageError(
             f"Exporting needs mnemoscope and its torch extra ({error}); "
-            "from the repository: pip install -e '.[torch]'"
+            "from the repository: pip install -e '.[torch]', or train with --no-export."
         ) from error
+    return export
+
+
+def export_run(folder: Path, path: Path, *, untrained: bool = False) -> None:
+    """Write a run's best weights, or those it started from, as a memory model."""
+    export = exporter()
     config, vocabulary = read_run(folder)
     model = initial_model(config)
     if not untrained:
         model.load_state_dict(load_file(folder / "best.safetensors"))
-    export(model.eval(), path, vocabulary=vocabulary)
+    from mnemoscope.analyzer.errors import MnemoscopeError
+
+    try:
+        export(model, path, vocabulary=vocabulary, unknown=UNKNOWN, end_of_line=END_OF_LINE)
+    except MnemoscopeError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def peak_memory_mb() -> int | None:
@@ -415,6 +426,8 @@ def train(
 
     Example: python samples/word_lm.py train corpus.txt -o runs/mine --vocabulary-size 10000
     """
+    if not no_export:
+        exporter()  # what is missing is missed now, not after hours of training
     parts = {"train": read_lines(train)}
     for name, path in (("valid", valid), ("test", test)):
         if path is not None:
@@ -481,6 +494,12 @@ def train(
         f"{cell} {embedding}/{hidden}, {len(vocabulary):,} words, tokens: {sizes}, "
         f"unigram perplexity {config['data']['valid']['unigram_perplexity']:,.1f}, on {device}"
     )
+    for name in ids.keys() - {"train"}:
+        if config["data"][name]["unknown"] and not config["data"]["train"]["unknown"]:
+            click.echo(
+                f"The {name} text has words that {train.name} lacks, and nothing there teaches "
+                f"{UNKNOWN}: its perplexity will be poor. --vocabulary-size helps."
+            )
     best = min((e["valid_perplexity"] for e in config["epochs"]), default=math.inf)
     for epoch in range(done + 1, epochs + 1):
         # Seeded per epoch: a resumed run draws the same dropout masks as an unbroken one.
@@ -508,8 +527,9 @@ def train(
         if better:
             best, config["best_epoch"] = entry["valid_perplexity"], epoch
             save_weights(model, output / "best.safetensors", epoch)
-        save_weights(model, output / "last.safetensors", epoch)
+        # Last of all the weights that --resume trusts: what a stop cuts short is done again.
         write_text(output / "config.json", json.dumps(config, indent=1) + "\n")
+        save_weights(model, output / "last.safetensors", epoch)
         click.echo(
             f"epoch {epoch}  learning rate {now:.3g}  train perplexity {perplexity(loss):,.1f}  "
             f"valid perplexity {entry['valid_perplexity']:,.1f}{' *' if better else ''}  "
@@ -538,11 +558,13 @@ def _open_run(output: Path, config: dict[str, Any], vocabulary: list[str], model
             )
     if words != vocabulary:
         raise click.UsageError(f"{output} was trained with another vocabulary.")
-    done = saved_epoch(output / "last.safetensors")
-    model.load_state_dict(load_file(output / "last.safetensors"))
+    last = output / "last.safetensors"
+    if not last.exists():
+        return 0
+    done = saved_epoch(last)
+    model.load_state_dict(load_file(last))
     config["epochs"] = old["epochs"][:done]
-    if "best_epoch" in old:
-        config["best_epoch"] = old["best_epoch"]
+    config["best_epoch"] = min(config["epochs"], key=lambda e: e["valid_perplexity"])["epoch"]
     return done
 
 
