@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _FLUSH = 256  # additions in single precision before they move to the double-precision totals
+_STAGED = 8  # staging sums held at once; a window rarely spans more blocks and halves
 
 
 @dataclass
@@ -180,10 +181,11 @@ class Accumulator:
     def _stage(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
         if self._additions.get(key, 0) >= _FLUSH:
             self._flush(key)
-        if key not in self._staged:
-            # A new block or half: those of blocks that have passed are done with.
-            for old in [k for k in self._staged if abs(k[0] - key[0]) > 1]:
-                self._flush(old)
+        if key in self._staged:
+            self._staged[key] = self._staged.pop(key)  # now the last to be given up
+        else:
+            while len(self._staged) >= _STAGED:
+                self._flush(next(iter(self._staged)))
             self._staged[key] = {n: np.zeros(s, self._dtype) for n, s in self._cells.items()}
         self._additions[key] = self._additions.get(key, 0) + 1
         return self._staged[key]
@@ -213,6 +215,6 @@ class Accumulator:
     def bytes_needed(
         blocks: int, groups: int, delays: int, sizes: list[int], embedding: int, itemsize: int
     ) -> int:
-        """Memory of the totals and of the staging sums (at most six at a time)."""
+        """Memory of the totals and of the staging sums."""
         cells = groups * delays * embedding * sum(sizes)
-        return cells * (8 * (blocks + 1) + 6 * itemsize)
+        return cells * (8 * (blocks + 1) + _STAGED * itemsize)
