@@ -117,9 +117,7 @@ def analyze(
     products = Products(
         linear, delays, wanted, provider=provider_name, threads=threads, tf32=bool(tf32)
     )
-    sums = Accumulator(
-        layout, delays, sizes, step_graph.embedding_size, step_graph.dtype, chosen
-    )
+    sums = Accumulator(layout, delays, sizes, step_graph.embedding_size, step_graph.dtype, chosen)
     total = _work(layout, delays, len(corpus))
     done = 0
     starts = _states_at(step_graph, corpus, table, layout.stretches[:, 0])

@@ -72,7 +72,7 @@ def extract(model: onnx.ModelProto, inputs: Iterable[str], outputs: list[str]) -
     return result
 
 
-def to_precision(model: onnx.ModelProto, dtype: np.dtype) -> onnx.ModelProto:
+def to_precision(model: onnx.ModelProto, dtype: np.dtype | type) -> onnx.ModelProto:
     """`model` with every floating-point tensor in `dtype` (float32 or float64).
 
     Declared shapes and types of inner tensors are dropped; they are inferred again on loading.
@@ -97,7 +97,7 @@ def to_precision(model: onnx.ModelProto, dtype: np.dtype) -> onnx.ModelProto:
     return result
 
 
-def _convert(tensor: TensorProto, dtype: np.dtype) -> None:
+def _convert(tensor: TensorProto, dtype: np.dtype | type) -> None:
     target = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     if tensor.data_type in FLOATS and tensor.data_type != target:
         array = numpy_helper.to_array(tensor).astype(dtype)

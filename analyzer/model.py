@@ -104,10 +104,10 @@ class MemoryModel:
         info = next(i for i in self.proto.graph.input if i.name == state.input)
         tensor = info.type.tensor_type
         dims = tensor.shape.dim
-        axes = {state.batch_axis, state.layer_axis} - {None}
-        if len(dims) <= max(axes, default=0):  # type: ignore[type-var]
+        axes = {a for a in (state.batch_axis, state.layer_axis) if a is not None}
+        if len(dims) <= max(axes, default=0):
             raise ModelError(
-                f"State {state.name} claims axes {sorted(axes)} of {state.input!r}, which has "  # type: ignore[type-var]
+                f"State {state.name} claims axes {sorted(axes)} of {state.input!r}, which has "
                 f"{len(dims)} axes."
             )
         shape = []

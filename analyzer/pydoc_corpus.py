@@ -68,13 +68,14 @@ def lines(topics: Mapping[str, str] | None = None) -> Iterator[str]:
     """
     if topics is None:
         try:
-            from pydoc_data.topics import topics
+            from pydoc_data.topics import topics  # type: ignore[attr-defined,unused-ignore]
         except ImportError as error:
             raise CorpusError(
                 "This Python came without its help texts (the module pydoc_data.topics); "
                 "install the full standard library or give another corpus."
             ) from error
     seen: set[str] = set()
+    assert topics is not None
     for name in sorted(topics):
         for paragraph in _paragraphs(topics[name]):
             for sentence in _SENTENCE_END.sub(r"\g<close>\n", paragraph).split("\n"):

@@ -157,8 +157,6 @@ def _normed(w, x, s):
     return new
 
 
-
-
 def _multiplicative(w, x, s):
     def linear(name, v):
         return v @ w[name + ".weight"].T + w[name + ".bias"]

@@ -17,9 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
-
 from mnemoscope.analyzer import _passes
 from mnemoscope.analyzer.linearize._blocks import Algebra
 from mnemoscope.analyzer.linearize._graph import Builder
@@ -27,6 +24,8 @@ from mnemoscope.analyzer.linearize._lower import LOWERED, lower
 from mnemoscope.analyzer.linearize._probe import probe
 from mnemoscope.analyzer.linearize._rules import ELEMENTWISE, RULES
 from mnemoscope.analyzer.linearize._walk import walk
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 STEP = 1e-5  # central differences in float64: h² and eps/h both about 1e-10
 TOLERANCE = 1e-6  # relative to the largest entry; leaves room for curvature up to 1e4

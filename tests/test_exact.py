@@ -9,7 +9,6 @@ pytest.importorskip("torch", reason="the oracle is torch.func")
 
 import oracle
 import torch
-
 from mnemoscope.analyzer import Corpus, analyze, open_model
 from mnemoscope.analyzer.linearize import _rules
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-
 import spec_cases
 from mnemoscope.analyzer.linearize import _rules
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,7 +43,7 @@ class Builder:
         self._count += 1
         return f"{self._prefix}:{self._count}"
 
-    def constant(self, value: object, dtype: object = None) -> Tensor:
+    def constant(self, value: Any, dtype: Any = None) -> Tensor:
         """A constant of the builder's float type, or of `dtype`; equal small ones are shared."""
         array = np.asarray(value, dtype=self.dtype if dtype is None else dtype)
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
@@ -54,7 +55,7 @@ class Builder:
             self._constants[key] = tensor
         return tensor
 
-    def ints(self, values: object) -> str:
+    def ints(self, values: Any) -> str:
         """An int64 constant; its name."""
         return self.constant(values, np.int64).name
 
@@ -104,7 +105,7 @@ class Builder:
         """A contiguous range along one axis."""
         if (start, stop) == (0, t.shape[axis]):
             return t
-        shape = t.shape[:axis] + (stop - start,) + t.shape[axis + 1 :]
+        shape = (*t.shape[:axis], stop - start, *t.shape[axis + 1 :])
         inputs = [t.name, self.ints([start]), self.ints([stop]), self.ints([axis])]
         return self.emit("Slice", inputs, shape)
 
@@ -177,8 +178,6 @@ class Expr:
 
     def where(self, op: str, bound: Expr | float) -> Expr:
         """1 where `self op bound` holds (op: Greater, Less, GreaterOrEqual, LessOrEqual)."""
-        mask = self.builder.emit(
-            op, [self.tensor.name, self._wrap(bound).name], self.tensor.shape
-        )
+        mask = self.builder.emit(op, [self.tensor.name, self._wrap(bound).name], self.tensor.shape)
         to = helper.np_dtype_to_tensor_dtype(self.builder.dtype)
         return Expr(self.builder, self.builder.emit("Cast", [mask.name], mask.shape, to=to))

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper, inliner, numpy_helper
 
-from ..errors import NoBlockRule
 from .. import _runtime
+from ..errors import NoBlockRule
 from ._probe import Evaluate, Probe, probe
 from ._rules import LOWERED, RULES, ZERO
 
@@ -89,12 +89,10 @@ class _Emit:
         names = [f"{self.prefix}:{len(self.nodes)}:{i}" for i in range(parts)]
         width = self.facts.shapes[self.node.input[2]][2]  # R is [direction, gate·unit, unit]
         sizes = self.const([width] * parts, np.int64)
-        self.nodes.append(
-            helper.make_node("Split", [x, sizes], names, name=names[0], axis=axis)
-        )
+        self.nodes.append(helper.make_node("Split", [x, sizes], names, name=names[0], axis=axis))
         return names
 
-    def const(self, value: object, dtype: object = None) -> str:
+    def const(self, value: Any, dtype: Any = None) -> str:
         name = f"{self.prefix}:const:{len(self.initializers)}"
         array = np.asarray(value, dtype=dtype or self.dtype)
         self.initializers.append(numpy_helper.from_array(array, name))
@@ -263,7 +261,7 @@ class _Recurrent:
 
 
 def _lstm(e: _Emit) -> None:
-    """i, o, f = σ(...); c̃ = g(...); C = f∘C + i∘c̃; H = o∘h(C), with peepholes (gates i, o, f, c)."""
+    """i, o, f = σ(...); c̃ = g(...); C = f∘C + i∘c̃; H = o∘h(C). Gates in the order i, o, f, c."""
     r = _Recurrent(e, 4, ("Sigmoid", "Tanh", "Tanh"))
     wb, rb = r.biases()
     h, c = r.initial(5), r.initial(6)

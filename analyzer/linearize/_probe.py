@@ -38,9 +38,7 @@ Feeds = dict[str, np.ndarray]
 Evaluate = Callable[[onnx.ModelProto, Sequence[str], Feeds], Feeds]
 
 
-def probe(
-    model: onnx.ModelProto, feeds: Feeds, evaluate: Evaluate = _runtime.evaluate
-) -> Probe:
+def probe(model: onnx.ModelProto, feeds: Feeds, evaluate: Evaluate = _runtime.evaluate) -> Probe:
     """Run `model` once on `feeds` with every tensor as an output.
 
     A value counts as constant when it derives from initialisers and from shapes only: with the
@@ -53,9 +51,7 @@ def probe(
         outputs = [n for n in node.output if n]
         names += outputs
         inputs = reads(node)
-        if node.op_type in _SHAPE_ONLY or (
-            node.op_type not in _RANDOM and inputs <= fixed
-        ):
+        if node.op_type in _SHAPE_ONLY or (node.op_type not in _RANDOM and inputs <= fixed):
             fixed.update(outputs)
     values = dict(feeds)
     values.update(evaluate(model, names, feeds))
@@ -68,4 +64,3 @@ def probe(
         {n: v.dtype for n, v in every.items()},
         constants,
     )
-

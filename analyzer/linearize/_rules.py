@@ -272,8 +272,7 @@ def _structural(use: Use) -> list[Blocks]:
     ids = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
     moved = _run_on(use, ids)
     return [
-        {s: use.algebra.rearrange(b, shape, out) for s, b in use.blocks[0].items()}
-        for out in moved
+        {s: use.algebra.rearrange(b, shape, out) for s, b in use.blocks[0].items()} for out in moved
     ]
 
 
@@ -589,8 +588,33 @@ LOWERED = ("Gemm", "LSTM", "GRU", "RNN")
 """Operators that `_lower.py` rewrites into ones that have a rule."""
 
 ZERO = frozenset(
-    "Shape Size Equal Greater GreaterOrEqual Less LessOrEqual And Or Not Xor IsNaN IsInf Sign "
-    "Floor Ceil Round ArgMax ArgMin NonZero OneHot ConstantOfShape EyeLike Hardmax "
-    "RandomUniformLike RandomNormalLike".split()
+    [
+        "Shape",
+        "Size",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "And",
+        "Or",
+        "Not",
+        "Xor",
+        "IsNaN",
+        "IsInf",
+        "Sign",
+        "Floor",
+        "Ceil",
+        "Round",
+        "ArgMax",
+        "ArgMin",
+        "NonZero",
+        "OneHot",
+        "ConstantOfShape",
+        "EyeLike",
+        "Hardmax",
+        "RandomUniformLike",
+        "RandomNormalLike",
+    ]
 )
 """Operators whose derivative is zero wherever it exists."""

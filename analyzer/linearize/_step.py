@@ -104,9 +104,7 @@ class Step:
     def example(self, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
         """Feeds that the graph accepts: random embeddings, initial states."""
         rng = np.random.default_rng(seed)
-        feeds = {
-            c.input: np.repeat(c.initial(), batch, 0).astype(c.dtype) for c in self.components
-        }
+        feeds = {c.input: np.repeat(c.initial(), batch, 0).astype(c.dtype) for c in self.components}
         x = rng.standard_normal((batch, self.embedding_size)) * 0.1
         feeds[self.embedding] = x.astype(self.dtype)
         if self.tokens:

@@ -1,0 +1,71 @@
+# Two commands set everything up: `make demo` (the main job on what ships) and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+POSITIONS ?= 3000
+
+.PHONY: demo test lint types wheel bench docs models clean
+
+help:
+	@grep -E '^# `|^[a-z]+:.*##' Makefile
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps, so that a second run installs nothing.
+$(VENV)/.runtime: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.everything: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[torch,test]'
+	@touch $@ $(VENV)/.runtime
+
+demo: $(VENV)/.runtime ## compare a trained model with its untrained twin, in demo/
+	mkdir -p demo
+	$(BIN)/mnemoscope inspect samples/models/pydoc-lstm.onnx
+	$(BIN)/mnemoscope corpus pydoc -o demo/corpus.txt
+	$(BIN)/mnemoscope analyze samples/models/pydoc-lstm.onnx demo/corpus.txt \
+	  -o demo/trained.nc --positions $(POSITIONS)
+	$(BIN)/mnemoscope analyze samples/models/pydoc-lstm-untrained.onnx demo/corpus.txt \
+	  -o demo/untrained.nc --positions $(POSITIONS)
+	$(BIN)/mnemoscope show demo/trained.nc --state lstm0.c
+	$(BIN)/mnemoscope show demo/untrained.nc --state lstm0.c
+	$(BIN)/mnemoscope plot demo/trained.nc demo/untrained.nc --state lstm0.c \
+	  --label trained --label untrained -o demo/memory.png
+	@echo "The figure is demo/memory.png: training makes memory longer and more selective."
+
+test: $(VENV)/.everything ## lint, types and tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(MAKE) types
+	$(BIN)/python -m pytest
+
+types: $(VENV)/.everything
+	rm -rf build/types && mkdir -p build/types/mnemoscope
+	cp -r analyzer exporters cli build/types/mnemoscope/
+	cp pyproject.toml build/types/
+	cd build/types && $(abspath $(BIN))/mypy --namespace-packages --explicit-package-bases mnemoscope
+
+wheel: $(VENV)/.everything ## build the wheel and run it where there is no torch
+	rm -rf build/wheel && $(BIN)/python -m build --wheel --outdir build/wheel .
+	$(PYTHON) -m venv --clear build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --constraint constraints.txt \
+	  build/wheel/*.whl
+	cd build/wheel && venv/bin/python $(CURDIR)/tests/wheel_check.py $(CURDIR)/samples/models
+
+bench: $(VENV)/.everything ## time the main job beside other ways of computing it
+	$(BIN)/python benchmarks/bench.py
+
+docs: $(VENV)/.everything ## write the generated pages again
+	$(BIN)/python docs/generate.py
+	$(BIN)/python tests/spec_cases.py docs/operators.md
+
+models: $(VENV)/.everything ## train the shipped models again
+	$(BIN)/python samples/make_models.py
+
+clean:
+	rm -rf $(VENV) build demo dist *.egg-info
