@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,22 +38,27 @@ class MemoryModel:
     @cached_property
     def vocabulary_size(self) -> int:
         """V, the number of token ids."""
-        if self.vocabulary is not None:
-            return len(self.vocabulary.tokens)
         info = next(o for o in self.proto.graph.output if o.name == self.roles.logits)
         dims = info.type.tensor_type.shape.dim
-        if not dims or not dims[-1].dim_value:
+        declared = dims[-1].dim_value if dims else 0
+        words = len(self.vocabulary.tokens) if self.vocabulary is not None else 0
+        if not declared and not words:
             raise ModelError(
                 "The size of the vocabulary is unknown: the model carries no vocabulary and its "
                 "logits have no fixed last dimension. Export it with --vocabulary."
             )
-        return dims[-1].dim_value
+        if declared and words and declared != words:
+            raise ModelError(
+                f"The vocabulary has {words:,} tokens, but the model gives logits for "
+                f"{declared:,}. Export it again with the vocabulary that it was trained with."
+            )
+        return declared or words
 
-    def embed(self, ids: np.ndarray) -> np.ndarray:
+    def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Embeddings of token ids.
 
         Args:
-            ids: ``[n]`` integers below `vocabulary_size`.
+            ids: ``[n]`` integers below `vocabulary_size`, at least one.
 
         Returns:
             ``[n, E]`` in the model's own precision.
@@ -97,7 +103,14 @@ class MemoryModel:
     @cached_property
     def embeddings(self) -> np.ndarray:
         """The embedding of every token, ``[V, E]``."""
-        return self.embed(np.arange(self.vocabulary_size))
+        # A range, since a size that the file merely claims must not fill the memory.
+        table = self.embed(range(self.vocabulary_size))
+        if not np.isfinite(table).all():
+            raise ModelError(
+                f"The embedding {self.roles.embedding!r} of {int((~np.isfinite(table)).any(1).sum())} "
+                "tokens is NaN or infinite."
+            )
+        return table
 
     def state_shape(self, state: State) -> tuple[tuple[int, ...], int]:
         """The per-stream shape of one component and the ONNX element type of its tensor."""
@@ -135,6 +148,7 @@ def open_model(path: str | Path) -> MemoryModel:
     roles, vocabulary = read_roles(proto)
     _passes.check_finite(proto)
     model = MemoryModel(path, proto, roles, vocabulary)
+    _ = model.vocabulary_size
     for state in roles.states:
         model.state_shape(state)
     return model

@@ -9,9 +9,10 @@ other exporters.
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+import sys
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import ModelError
 
@@ -145,34 +146,22 @@ def read_roles(model: onnx.ModelProto) -> tuple[Roles, Vocabulary | None]:
         roles = _parse_roles(json.loads(metadata[ROLES_KEY]))
         vocabulary = None
         if VOCABULARY_KEY in metadata:
-            vocabulary = _parse_vocabulary(json.loads(metadata[VOCABULARY_KEY]))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            vocabulary = _read(json.loads(metadata[VOCABULARY_KEY]), Vocabulary, "vocabulary")
+    except (ValueError, RecursionError) as error:
         raise ModelError(
-            f"The model's roles are malformed ({type(error).__name__}: {error}); "
-            "export the model again."
+            f"The model's roles are malformed: {error}. Export the model again."
         ) from error
     _check_names(model, roles)
     return roles, vocabulary
 
 
-def _parse_roles(data: dict[str, Any]) -> Roles:
-    if data.get("version") != ROLES_VERSION:
+def _parse_roles(data: Any) -> Roles:
+    if isinstance(data, dict) and data.get("version") != ROLES_VERSION:
         raise ModelError(
-            f"The model's roles have version {data.get('version')!r}, this program reads "
+            f"The model's roles have version {data.get('version')!r:.40}, this program reads "
             f"version {ROLES_VERSION}; export the model again or update mnemoscope."
         )
-    states = []
-    for entry in data["states"]:
-        initial = entry.get("initial")
-        if initial is not None:
-            initial = tuple(float(x) for x in initial)
-            if not all(map(math.isfinite, initial)):
-                raise ValueError(f"initial value of state {entry['name']!r} is not finite")
-        states.append(State(**{**entry, "initial": initial}))
-    roles = Roles(**{**data, "states": tuple(states)})
-    for what in ("tokens", "embedding", "logits"):
-        if not isinstance(getattr(roles, what), str):
-            raise TypeError(f"role {what} must name a tensor")
+    roles = _read(data, Roles, "roles")
     names = [s.name for s in roles.states]
     if not names:
         raise ValueError("no state is listed")
@@ -181,18 +170,65 @@ def _parse_roles(data: dict[str, Any]) -> Roles:
     for state in roles.states:
         if not state.name or "/" in state.name:
             raise ValueError(f"state name {state.name!r} is empty or holds a /")
-        if state.kind not in get_args(Kind):
-            raise ValueError(f"state {state.name!r} has the unknown kind {state.kind!r}")
         if (state.layer_axis is None) != (state.layer_index is None):
             raise ValueError(f"state {state.name!r} needs both layer_axis and layer_index or none")
+        if state.layer_axis == state.batch_axis:
+            raise ValueError(f"state {state.name!r} has one axis for both layers and streams")
     return roles
 
 
-def _parse_vocabulary(data: dict[str, Any]) -> Vocabulary:
-    tokens = data["tokens"]
-    if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
-        raise TypeError("the vocabulary must be a list of strings")
-    return Vocabulary(**{**data, "tokens": tuple(tokens)})
+def _read(value: Any, hint: Any, where: str) -> Any:
+    """A value of type `hint`, an annotation of the dataclasses above, from plain JSON.
+
+    Whole numbers are axes, positions and layers: none is negative. Numbers and texts are such
+    that every file format can hold them.
+
+    Raises:
+        ValueError: Says where what was expected, and what was found.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is UnionType:  # only X | None occurs
+        return None if value is None else _read(value, arguments[0], where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {_read(k, arguments[0], where): _read(v, arguments[1], f"{where}.{k}")
+                for k, v in value.items()}  # fmt: skip
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if is_dataclass(hint) and isinstance(value, dict):
+        hints = get_type_hints(hint)
+        for key in value.keys() - hints.keys():
+            raise ValueError(f"{where} has the unknown entry {key!r:.40}")
+        for part in fields(hint):
+            if part.name not in value and part.default is part.default_factory:
+                raise ValueError(f"{where} lacks {part.name}")
+        return hint(**{k: _read(v, hints[k], f"{where}.{k}") for k, v in value.items()})
+    if hint is str and isinstance(value, str) and _is_plain(value):
+        return value
+    if hint is bool and isinstance(value, bool):
+        return value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int and number and isinstance(value, int) and 0 <= value < 2**31:
+        return value
+    if hint is float and number and abs(value) <= sys.float_info.max:
+        return float(value)
+    raise ValueError(f"{where} must be {_expected(hint)}, found {value!r:.40}")
+
+
+def _is_plain(text: str) -> bool:
+    """Whether `text` holds no NUL and no half of a surrogate pair, which files cannot store."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _expected(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    if get_origin(hint) is tuple:
+        return "a list"
+    words = {str: "text", int: "a whole number from 0 on", float: "a finite number",
+             bool: "true or false"}  # fmt: skip
+    return words.get(hint, "an object")
 
 
 def _check_names(model: onnx.ModelProto, roles: Roles) -> None:
