@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import psutil
 
-from . import _runtime
+from . import _memory, _runtime
 from ._products import Products, carried_states
 from ._version import __version__
 from .corpus import Corpus
-from .errors import CorpusError, MnemoscopeError, ResourceError
+from .errors import CorpusError, MnemoscopeError
 from .linearize import Linearization, Step, build_step, difference_linearization, linearize
 from .linearize._step import runnable
 from .model import MemoryModel
@@ -98,7 +98,13 @@ def analyze(
     step_graph = build_step(model, np.dtype(precision or "float32"))
     wanted = _check_states(step_graph, states)
     result.check_state_names(wanted)
-    table = model.embeddings.astype(step_graph.dtype)
+    chosen = groups or {"all": np.ones(len(corpus), bool)}
+    layout = plan(len(corpus), delays, blocks=blocks, positions=positions, seed=seed)
+    sizes = {c.name: c.size for c in step_graph.differentiable if c.name in wanted}
+    need = _Need(layout, delays, sizes, len(chosen), step_graph, model)
+    budget = _memory.allowed(memory)
+    _memory.require(need.least(), budget, "This run", need.advice)
+    table = model.embeddings.astype(step_graph.dtype, copy=False)
     if method == "fd":
         scales = _scales(step_graph, corpus, table)
         linear = difference_linearization(step_graph, scales, step)
@@ -108,12 +114,11 @@ def analyze(
         linear, obstacle = linearize(step_graph)
         if obstacle:
             say(f"No block rule for {obstacle}: dense derivatives through onnx-ad, more slowly.")
-    chosen = groups or {"all": np.ones(len(corpus), bool)}
-    layout = plan(len(corpus), delays, blocks=blocks, positions=positions, seed=seed)
     if positions is not None and positions >= len(corpus):
         say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
-    sizes = {c.name: c.size for c in step_graph.differentiable if c.name in wanted}
-    _check_memory(linear, layout, delays, sizes, len(chosen), memory, wanted, say)
+    whole = need.whole(linear)
+    say(f"Memory: about {_memory.shown(whole)} of {_memory.shown(budget)} allowed.")
+    _memory.require(whole, budget, "This run", need.advice)
     products = Products(
         linear, delays, wanted, provider=provider_name, threads=threads, tf32=bool(tf32)
     )
@@ -206,47 +211,74 @@ def _check_states(step: Step, states: list[str] | None) -> list[str]:
     return [n for n in known if n in states] if states else known
 
 
-def _check_memory(
-    linear: Linearization,
-    layout: Plan,
-    delays: int,
-    sizes: dict[str, int],
-    groups: int,
-    memory: int | None,
-    wanted: list[str],
-    say: Callable[[str], None],
-) -> None:
-    """Estimate what the run will hold at once, and refuse what cannot fit."""
-    step = linear.step
-    item = step.dtype.itemsize
-    carried = carried_states(linear, wanted)
-    widths = [c.size for c in step.differentiable if c.name in carried]
-    tangents = (delays + 1) * step.embedding_size * sum(widths) * item
-    # Two buffers, and what the products hold between operators (about two more).
-    work = 4 * tangents
-    dense = sum(
-        step.sources[source][1] * next(c.size for c in step.components if c.name == state)
-        for (state, source), j in linear.jacobians.items()
-        if j.kind == "dense"
-    )
-    work += 6 * dense * item
-    totals = Accumulator.bytes_needed(
-        layout.blocks, groups, delays + 1, list(sizes.values()), step.embedding_size, item
-    )
-    # Building the result takes means, noise and a jackknife replica beside the sums.
-    need = work + 2 * totals + 3 * linear.model.ByteSize()
-    available = memory if memory is not None else int(psutil.virtual_memory().available * 0.8)
-    say(f"Memory: about {_gigabytes(need)} of {_gigabytes(available)} allowed.")
-    if need > available:
-        raise ResourceError(
-            f"This run would need about {_gigabytes(need)} of memory, and {_gigabytes(available)} "
-            f"may be used. Ask for fewer --delays (now {delays}), one --state (now "
-            f"{', '.join(wanted)}), fewer --blocks (now {layout.blocks}), or raise --memory."
+@dataclass(frozen=True)
+class _Need:
+    """Bytes that a run holds at once; each term is an upper bound, measured in the tests."""
+
+    layout: Plan
+    delays: int
+    sizes: dict[str, int]
+    groups: int
+    step: Step
+    model: MemoryModel
+
+    def least(self) -> int:
+        """What is known before the step is linearised."""
+        proto = self.model.proto.ByteSize()
+        table = self.model.vocabulary_size * self.step.embedding_size
+        totals = Accumulator.bytes_needed(
+            self.layout.blocks,
+            self.groups,
+            self.delays + 1,
+            list(self.sizes.values()),
+            self.step.embedding_size,
+            self.step.dtype.itemsize,
+        )
+        # The result takes means, noise and a jackknife replica beside the sums; whitening takes
+        # three tables in double precision; the file is parsed, cut, written out and loaded.
+        return (
+            self._tangents(list(self.sizes))
+            + 2 * totals
+            + table * (2 * self.step.dtype.itemsize + 24)
+            + 4 * proto
         )
 
+    def whole(self, linear: Linearization) -> int:
+        """With the states that are carried along, and the derivatives."""
+        item, sources = self.step.dtype.itemsize, linear.step.sources
+        more = self._tangents(carried_states(linear, list(self.sizes)))
+        dense = sum(
+            sources[source][1] * sources[state][1]
+            for (state, source), j in linear.jacobians.items()
+            if j.kind == "dense"
+        )
+        width = sum(size for _, size in sources.values())
+        if linear.method == "fd":  # twice as many copies of the step as it has coordinates
+            dense += 2 * width * width
+        elif linear.method == "jvp-dense":
+            dense += width * width
+        return (
+            self.least()
+            - self._tangents(list(self.sizes))
+            + more
+            + 6 * dense * item
+            + 3 * linear.model.ByteSize()
+        )
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(1, size // 2**20)} MiB"
+    def _tangents(self, states: list[str]) -> int:
+        """Two buffers, and what the products hold between operators (about two more)."""
+        width = sum(c.size for c in self.step.differentiable if c.name in states)
+        rows = (self.delays + 1) * self.step.embedding_size
+        return 4 * rows * width * self.step.dtype.itemsize
+
+    @property
+    def advice(self) -> str:
+        """What to ask less of."""
+        return (
+            f"Ask for fewer --delays (now {self.delays}), one --state (now "
+            f"{', '.join(self.sizes)}), fewer --blocks (now {self.layout.blocks}), or raise "
+            "--memory."
+        )
 
 
 def _work(layout: Plan, delays: int, length: int) -> int:

@@ -10,13 +10,23 @@ from onnx import TensorProto, helper, numpy_helper
 
 from .errors import ModelError
 
+INTEGERS = (
+    *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+    *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+    TensorProto.BOOL,
+)
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """`graph` and all graphs inside its nodes."""
     yield graph
-    for node in graph.node:
+    yield from inner_graphs(graph.node)
+
+
+def inner_graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    """All graphs inside `nodes`, at any depth."""
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from graphs(attribute.g)
@@ -61,7 +71,8 @@ def extract(model: onnx.ModelProto, inputs: Iterable[str], outputs: list[str]) -
     old = [i.name for i in model.graph.input if i.name in needed and i.name not in stored]
     names = list(dict.fromkeys([*old, *(n for n in inputs if n in needed)]))
     result = onnx.ModelProto()
-    result.ir_version = model.ir_version
+    # Until version 3 every initialiser stood among the inputs, where none stands here.
+    result.ir_version = max(model.ir_version, 4)
     result.opset_import.extend(model.opset_import)
     result.functions.extend(model.functions)
     result.graph.name = model.graph.name or "part"
@@ -122,13 +133,14 @@ def check_finite(model: onnx.ModelProto) -> None:
     """Refuse weights that are not numbers.
 
     Raises:
-        ModelError: A stored tensor holds NaN or an infinity, apart from single numbers: graphs
+        ModelError: A stored tensor holds NaN, or an infinity that does not stand alone: graphs
             use an infinite constant to mask.
     """
     for tensor in weights(model):
         array = numpy_helper.to_array(tensor)
-        if array.size > 1 and not np.isfinite(array).all():
-            bad = int(array.size - np.isfinite(array).sum())
+        finite = np.isfinite(array) if array.size > 1 else ~np.isnan(array)
+        if not finite.all():
+            bad = int(array.size - finite.sum())
             raise ModelError(
                 f"The weight {tensor.name!r} holds {bad} values that are NaN or infinite; every "
                 "weight must be finite. The training probably diverged: use an earlier checkpoint."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import numpy_helper
 
 from . import _passes, _runtime
 from .errors import ModelError
@@ -17,6 +18,7 @@ from .roles import Roles, State, Vocabulary, read_roles
 
 _LARGEST = 2**31  # bytes; a protobuf message cannot be larger
 _CHUNK = 4096  # tokens embedded in one run
+_NUMBERS = (*_passes.FLOATS, *_passes.INTEGERS)
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,10 @@ class MemoryModel:
                 f"State {state.name} claims axes {sorted(axes)} of {state.input!r}, which has "
                 f"{len(dims)} axes."
             )
+        if tensor.elem_type not in _NUMBERS:
+            raise ModelError(
+                f"State {state.name} must be a tensor of numbers; {state.input!r} is not."
+            )
         shape = []
         for axis, dim in enumerate(dims):
             if axis in axes:
@@ -192,11 +198,9 @@ def load_proto(path: Path) -> onnx.ModelProto:
 def _load_external_data(proto: onnx.ModelProto, folder: Path) -> None:
     """Load external tensors, refusing any path that leaves `folder`, links included."""
     root = folder.resolve()
-    found = False
     for tensor in _all_tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        found = True
         entries = {e.key: e.value for e in tensor.external_data}
         location = entries.get("location", "")
         target = (folder / location).resolve()
@@ -210,20 +214,30 @@ def _load_external_data(proto: onnx.ModelProto, folder: Path) -> None:
                 f"The weight {tensor.name!r} lies in {location!r}, which is missing beside the "
                 "model; keep the two files together."
             )
-    if found:
         try:
-            onnx.load_external_data_for_model(proto, str(folder))
-        except (ValueError, RuntimeError, OSError, onnx.checker.ValidationError) as error:
-            raise ModelError(f"The model's external data cannot be read: {error}") from None
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            numpy_helper.to_array(tensor)
+        except Exception as error:  # what it raises differs between versions of onnx
+            raise ModelError(
+                f"The weight {tensor.name!r} cannot be read from {location!r}: "
+                f"{str(error).strip().splitlines()[0][:300]}"
+            ) from None
 
 
-def _all_tensors(proto: onnx.ModelProto):
-    nodes = [n for f in proto.functions for n in f.node]
+def _all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     for graph in _passes.graphs(proto.graph):
-        nodes.extend(graph.node)
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
+        yield from _constants(graph.node)
+    for function in proto.functions:
+        yield from _constants(function.node)
+        for inner in _passes.inner_graphs(function.node):
+            yield from inner.initializer
+            yield from _constants(inner.node)
+
+
+def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
             yield from attribute.tensors

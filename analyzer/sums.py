@@ -173,7 +173,8 @@ class Accumulator:
             for g in members:
                 for name, value in jacobians.items():
                     target = staged[name][g, here]
-                    np.add(target, value[there], out=target)
+                    with np.errstate(over="ignore", invalid="ignore"):  # refused at the end
+                        np.add(target, value[there], out=target)
                 self._block_count[key[0], g, here] += 1
                 if key[1] == 0:
                     self._half_count[g, here] += 1

@@ -308,6 +308,8 @@ def _gather_at_run_time(use: Use) -> list[Blocks]:
 
 def _concat(use: Use) -> list[Blocks]:
     """d[v, w] = [dv, dw]; an operand that does not depend on the source gives zeros."""
+    if len(use.inputs) == 1:
+        return [dict(use.blocks[0])]
     axis = use.attributes["axis"] % use.y().rank
     shapes = [use.x(i).shape for i in range(len(use.inputs))]
     result: Blocks = {}

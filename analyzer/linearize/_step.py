@@ -13,13 +13,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from .. import _passes, _runtime
+from .. import _memory, _passes, _runtime
 from ..errors import ModelError
 from ..model import MemoryModel
 from ..roles import State
 
 EMBEDDING = "embedding"
 """The name of the embedding among the sources of a derivative."""
+
+_COPIES = 8  # of the states, while a step is built and tried
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,19 @@ class Component:
         """The value at the start of a stream, ``[1, size]``."""
         if self.state.initial is None:
             return np.zeros((1, self.size), self.dtype)
-        value = np.asarray(self.state.initial, self.dtype)
-        if value.size != self.size:
+        given = np.asarray(self.state.initial, np.float64)
+        if given.size != self.size:
             raise ModelError(
-                f"The initial value of state {self.name} has {value.size} elements, its tensor "
+                f"The initial value of state {self.name} has {given.size} elements, its tensor "
                 f"has {self.size}."
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            value = given.astype(self.dtype)
+            kept = np.isfinite(value) if self.differentiable else value == given
+        if not kept.all():
+            raise ModelError(
+                f"The initial value of state {self.name} holds {given[~kept][0]:g}, which "
+                f"{self.dtype} cannot."
             )
         return value.reshape(1, -1)
 
@@ -148,7 +158,12 @@ def build_step(model: MemoryModel, dtype: np.dtype | type = np.float32) -> Step:
     # The rank of the embedding in the graph is [batch, time, E], by the contract.
     edit.front("Reshape", [inputs[0].name, edit.ints([-1, 1, size])], roles.embedding)
     components, batch = [], None
-    for group in _tensors(roles.states):
+    groups = _tensors(roles.states)
+    # Before anything of these sizes is made: a file may claim any.
+    width = size + sum(math.prod(model.state_shape(s)[0]) for s in roles.states)
+    _memory.require(_COPIES * width * dtype.itemsize, _memory.available(), "One step of this model",
+                    f"Its states have {width - size:,} elements.")  # fmt: skip
+    for group in groups:
         shape, _ = model.state_shape(group[0])
         element = types[group[0].input]
         kind = dtype if element in _passes.FLOATS else helper.tensor_dtype_to_np_dtype(element)
@@ -178,9 +193,24 @@ def build_step(model: MemoryModel, dtype: np.dtype | type = np.float32) -> Step:
     tokens_dtype = np.dtype(helper.tensor_dtype_to_np_dtype(types[roles.tokens]))
     step = Step(result, inputs[0].name, size, tuple(components), tokens and tokens.name,
                 tokens_dtype, dtype, prefix, batch)  # fmt: skip
-    # A step that does not run is found here, where the message can still say so.
-    _runtime.run(_runtime.session(runnable(step)), None, step.example(step.batch or 1))
+    _check_runs(step)
     return step
+
+
+def _check_runs(step: Step) -> None:
+    """A step that does not do what its roles say is found here, where a message can say so."""
+    names = [c.output for c in step.components]
+    made = _runtime.session(runnable(step))
+    kinds = {o.name: o.type for o in made.get_outputs()}
+    for c, value in zip(
+        step.components, _runtime.run(made, names, step.example()), strict=True
+    ):
+        if value.shape != (1, c.size) or value.dtype != c.dtype:
+            raise ModelError(
+                f"State {c.name} enters a step as {c.size} values of {c.dtype} and leaves it as "
+                f"{value.size} of {kinds[c.output]}; a state must keep its size and type. "
+                f"Are {c.state.input!r} and {c.state.output!r} the same state?"
+            )
 
 
 def runnable(step: Step) -> onnx.ModelProto:
@@ -203,7 +233,7 @@ def lowered(step: Step) -> onnx.ModelProto:
     single = _passes.to_precision(step.model, np.float32)
     feeds = {
         n: v.astype(np.float32) if v.dtype == np.float64 else v
-        for n, v in step.example(step.batch or 1).items()
+        for n, v in step.example().items()
     }
     if step.dtype == np.float64:
         # Lower in single precision for its shapes; weights then come from the double graph.
@@ -227,6 +257,11 @@ def _tensors(states: tuple[State, ...]) -> list[list[State]]:
         groups.setdefault(state.input, []).append(state)
     for group in groups.values():
         group.sort(key=lambda s: s.layer_index or 0)
+        if len({(s.output, s.batch_axis, s.layer_axis) for s in group}) > 1:
+            raise ModelError(
+                f"The states {', '.join(s.name for s in group)} share the tensor "
+                f"{group[0].input!r}, but not their output and axes."
+            )
         indices = [s.layer_index for s in group]
         if group[0].layer_axis is None and len(group) > 1:
             raise ModelError(f"Two states claim the whole tensor {group[0].input!r}.")
@@ -235,6 +270,8 @@ def _tensors(states: tuple[State, ...]) -> list[list[State]]:
                 f"The states of the stacked tensor {group[0].input!r} must cover its layers "
                 f"0, 1, …; found {indices}."
             )
+    if len({s.output for s in states}) < len(groups):
+        raise ModelError("Two states claim one output; each must have its own.")
     return list(groups.values())
 
 
