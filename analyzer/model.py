@@ -107,10 +107,11 @@ class MemoryModel:
         """The embedding of every token, ``[V, E]``."""
         # A range, since a size that the file merely claims must not fill the memory.
         table = self.embed(range(self.vocabulary_size))
-        if not np.isfinite(table).all():
+        bad = int((~np.isfinite(table)).any(1).sum())
+        if bad:
             raise ModelError(
-                f"The embedding {self.roles.embedding!r} of {int((~np.isfinite(table)).any(1).sum())} "
-                "tokens is NaN or infinite."
+                f"The embedding {self.roles.embedding!r} is NaN or infinite for {bad} of "
+                f"{len(table):,} tokens."
             )
         return table
 

@@ -168,8 +168,8 @@ def _parse_roles(data: Any) -> Roles:
     if len(set(names)) != len(names):
         raise ValueError("two states share one name")
     for state in roles.states:
-        if not state.name or "/" in state.name:
-            raise ValueError(f"state name {state.name!r} is empty or holds a /")
+        if not state.name or "/" in state.name or not state.name.isprintable():
+            raise ValueError(f"state name {state.name!r} is empty, holds a / or does not print")
         if (state.layer_axis is None) != (state.layer_index is None):
             raise ValueError(f"state {state.name!r} needs both layer_axis and layer_index or none")
         if state.layer_axis == state.batch_axis:

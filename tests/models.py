@@ -16,7 +16,7 @@ from mnemoscope.analyzer.roles import Roles, State, Vocabulary, write_roles
 from onnx import TensorProto, helper, numpy_helper
 
 V, E, H = 12, 3, 4
-WORDS = tuple(f"w{i}" for i in range(V - 2)) + ("<unk>", "<eos>")
+WORDS = (*(f"w{i}" for i in range(V - 2)), "<unk>", "<eos>")
 VOCABULARY = Vocabulary(WORDS, "word", "<unk>", "<eos>")
 TYPES = {
     "float16": TensorProto.FLOAT16,

@@ -202,9 +202,7 @@ def _check_runs(step: Step) -> None:
     names = [c.output for c in step.components]
     made = _runtime.session(runnable(step))
     kinds = {o.name: o.type for o in made.get_outputs()}
-    for c, value in zip(
-        step.components, _runtime.run(made, names, step.example()), strict=True
-    ):
+    for c, value in zip(step.components, _runtime.run(made, names, step.example()), strict=True):
         if value.shape != (1, c.size) or value.dtype != c.dtype:
             raise ModelError(
                 f"State {c.name} enters a step as {c.size} values of {c.dtype} and leaves it as "
@@ -232,8 +230,7 @@ def lowered(step: Step) -> onnx.ModelProto:
     # Shapes are learned in single precision, in which every recurrent operator runs.
     single = _passes.to_precision(step.model, np.float32)
     feeds = {
-        n: v.astype(np.float32) if v.dtype == np.float64 else v
-        for n, v in step.example().items()
+        n: v.astype(np.float32) if v.dtype == np.float64 else v for n, v in step.example().items()
     }
     if step.dtype == np.float64:
         # Lower in single precision for its shapes; weights then come from the double graph.
