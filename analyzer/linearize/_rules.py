@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,21 @@ Blocks = dict[str, Block]
 """The derivative of one tensor: source name → block; a source that is absent means zero."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """One operand of a Concat.
+
+    Attributes:
+        blocks: Its derivative.
+        shape: Its shape.
+        ids: Flat positions of its elements in the joined tensor, ascending.
+    """
+
+    blocks: Blocks
+    shape: tuple[int, ...]
+    ids: np.ndarray
+
+
 @dataclass
 class Use:
     """One node, with all that its rule may ask."""
@@ -39,6 +54,7 @@ class Use:
     builder: Builder
     algebra: Algebra
     opset: int
+    parts: list[Part] = field(default_factory=list)  # of input 0, if a Concat made it
 
     @property
     def sources(self) -> list[str]:
@@ -270,9 +286,28 @@ def _structural(use: Use) -> list[Blocks]:
         raise use.refuse("with parameters known only at run time")
     shape = use.x(0).shape
     ids = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
-    moved = _run_on(use, ids)
+    whole = Part(use.blocks[0], shape, ids.reshape(-1))
+    result = []
+    for out in _run_on(use, ids):
+        # What was joined and is taken apart again, such as the layers of a stacked state, keeps
+        # its own derivative: that of one layer by a later one stays zero.
+        part = next((p for p in use.parts if np.isin(out, p.ids).all()), whole)
+        local = np.searchsorted(part.ids, out)
+        result.append(
+            {s: use.algebra.rearrange(b, part.shape, local) for s, b in part.blocks.items()}
+        )
+    return result
+
+
+def parts_of(use: Use) -> list[Part]:
+    """The operands of a Concat, with their places in the result."""
+    axis = use.attributes["axis"] % use.y().rank
+    shapes = [use.x(i).shape for i in range(len(use.inputs))]
+    places = np.arange(math.prod(use.y().shape)).reshape(use.y().shape)
+    ends = np.cumsum([s[axis] for s in shapes])[:-1]
     return [
-        {s: use.algebra.rearrange(b, shape, out) for s, b in use.blocks[0].items()} for out in moved
+        Part(b, s, p.reshape(-1))
+        for b, s, p in zip(use.blocks, shapes, np.split(places, ends, axis), strict=True)
     ]
 
 
@@ -385,7 +420,10 @@ def _pow(use: Use) -> list[Blocks]:
         power = b.emit("Pow", [v.tensor.name, less.name], use.y().shape)
         first = _scaled(use, 0, b.mul(w.tensor, power))
     if use.blocks[1]:
-        second = _scaled(use, 1, (Expr(b, use.y()) * v.apply("Log")).tensor)
+        # 0ʷ ln 0 is 0 for w > 0, as its limit; computed as it stands it would be NaN.
+        zero = b.emit("Equal", [v.tensor.name, b.constant(0.0).name], v.tensor.shape)
+        safe = b.emit("Where", [zero.name, b.constant(1.0).name, v.tensor.name], v.tensor.shape)
+        second = _scaled(use, 1, (Expr(b, use.y()) * Expr(b, safe).apply("Log")).tensor)
     return _total(use, first, second)
 
 

@@ -12,7 +12,7 @@ from ._blocks import Algebra, Block, Dense, Selection
 from ._graph import Builder, Tensor
 from ._linearization import Jacobian, Linearization
 from ._probe import Probe, probe
-from ._rules import ZERO, Blocks, Use, differentiate
+from ._rules import ZERO, Blocks, Part, Use, differentiate, parts_of
 from ._step import Step, lowered
 
 
@@ -73,6 +73,7 @@ def walk(
         for graph_input, (name, index) in sources.items()
     }
     missing: dict[str, tuple[str, ...]] = {}
+    joined: dict[str, list[Part]] = {}
 
     def tensor(name: str) -> Tensor | None:
         return Tensor(name, facts.shapes[name]) if name in facts.shapes else None
@@ -95,6 +96,7 @@ def walk(
             builder=builder,
             algebra=algebra,
             opset=opset,
+            parts=joined.get(node.input[0], []),
         )
         try:
             found = differentiate(use)
@@ -104,9 +106,17 @@ def walk(
         if obstacles:
             missing.update(dict.fromkeys(outputs, obstacles))
         for name, derivative in zip(node.output, found, strict=False):
-            if name and derivative and _is_float(facts, name):
-                blocks[name] = derivative
+            kept = {s: b for s, b in derivative.items() if not _is_zero(b)}
+            if name and kept and _is_float(facts, name):
+                blocks[name] = kept
+        if node.op_type == "Concat" and not obstacles:
+            joined[node.output[0]] = parts_of(use)
     return blocks, missing
+
+
+def _is_zero(block: Block) -> bool:
+    """Whether a selection selects nothing: one layer's share of another layer's state."""
+    return isinstance(block, Selection) and bool((block.index < 0).all())
 
 
 def _is_float(facts: Probe, name: str) -> bool:
@@ -128,8 +138,6 @@ def _finish(algebra: Algebra, block: Block | None, rows: int, columns: int) -> J
             if not own.all():
                 scale = builder.mul(scale, builder.constant(own.reshape(1, -1)))
             return Jacobian("diagonal", builder.expand(scale, (1, columns)).name)
-        if (index < 0).all():
-            return Jacobian("zero", None)
     tensor = algebra.full(block, (1, columns), [0, 1])
     if isinstance(block, Dense) or tensor.shape != (rows, columns):
         tensor = builder.reshape(tensor, (rows, columns))

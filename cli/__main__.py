@@ -1,0 +1,5 @@
+"""`python -m mnemoscope.cli` is the same command."""
+
+from .main import main
+
+main()

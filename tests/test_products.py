@@ -1,0 +1,242 @@
+"""Products along a stream, against differences of the whole model from its first word."""
+
+from __future__ import annotations
+
+import json
+
+import models
+import numpy as np
+import pytest
+from mnemoscope.analyzer import Corpus, analyze, open_model
+from mnemoscope.analyzer._products import Products, carried_states
+from mnemoscope.analyzer.linearize import _rules, build_step, linearize
+from mnemoscope.analyzer.roles import ROLES_KEY
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+DELAYS = 4
+
+
+def stream(length, seed=0, vocabulary=models.V):
+    ids = np.random.default_rng(seed).integers(0, vocabulary, length)
+    return Corpus(ids, "random", "", 1, 0)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Open a model of `models.MODELS`, or one given."""
+
+    def make(name, **options):
+        proto = models.MODELS[name](**options) if isinstance(name, str) else name
+        return open_model(models.save(proto, tmp_path / "m.onnx"))
+
+    return make
+
+
+def gradients(tree):
+    return {n: np.asarray(c["gradient"][0], np.float64) for n, c in tree.children.items()}
+
+
+def differences(proto, ids, delays, h=1e-6):
+    """Mean gradients by moving the row of one word in the table of the float64 model.
+
+    The words must differ, so that a row stands for one position. Independent of the code under
+    test: the whole model runs in the reference evaluator of ONNX, from its first word.
+    """
+    roles = json.loads(next(p.value for p in proto.metadata_props if p.key == ROLES_KEY))
+    gather = next(n for n in proto.graph.node if n.output[0] == "embedding")
+    place = [t.name for t in proto.graph.initializer].index(gather.input[0])
+    table = numpy_helper.to_array(proto.graph.initializer[place]).copy()
+    shapes = {
+        i.name: [d.dim_value or 1 for d in i.type.tensor_type.shape.dim] for i in proto.graph.input
+    }
+    kinds = {i.name: i.type.tensor_type.elem_type for i in proto.graph.input}
+    tensors = {s["input"]: s["output"] for s in roles["states"]}
+
+    def run(rows):
+        changed = numpy_helper.from_array(rows, gather.input[0])
+        proto.graph.initializer[place].CopyFrom(changed)
+        made = ReferenceEvaluator(proto)
+        now = {n: np.zeros(shapes[n], np.int64 if kinds[n] == 7 else np.float64) for n in tensors}
+        seen = []
+        for token in ids:
+            outputs = made.run(list(tensors.values()), {"tokens": np.array([[token]]), **now})
+            now = dict(zip(tensors, outputs, strict=True))
+            parts = {}
+            for s in roles["states"]:
+                value = now[s["input"]]
+                if s["layer_axis"] is not None:
+                    value = value.take(s["layer_index"], s["layer_axis"])
+                parts[s["name"]] = value.reshape(-1)
+            seen.append(parts)
+        return seen
+
+    columns = []
+    for position in range(len(ids)):
+        for e in range(table.shape[1]):
+            moved = [table.copy(), table.copy()]
+            moved[0][ids[position], e] += h
+            moved[1][ids[position], e] -= h
+            up, down = (run(m) for m in moved)
+            columns.append([{n: (u[n] - d[n]) / (2 * h) for n in u}
+                            for u, d in zip(up, down, strict=True)])  # fmt: skip
+    size = table.shape[1]
+    return {
+        s["name"]: np.stack(
+            [
+                np.mean(
+                    [
+                        np.stack(
+                            [columns[p * size + e][p + tau][s["name"]] for e in range(size)], 1
+                        )
+                        for p in range(len(ids) - tau)
+                    ],
+                    axis=0,
+                )
+                for tau in range(delays + 1)
+            ]
+        )
+        for s in roles["states"]
+        if kinds[s["input"]] != 7
+    }
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_against_differences_of_the_whole_model(model, name):
+    proto = models.MODELS[name](dtype="float64")
+    ids = np.random.default_rng(2).permutation(models.V)[:7]
+    wanted = differences(models.MODELS[name](dtype="float64"), ids, DELAYS)
+    tree = analyze(model(proto), Corpus(ids, "", "", 1, 0), delays=DELAYS, precision="float64",
+                   blocks=2)  # fmt: skip
+    found = gradients(tree)
+    assert found.keys() == wanted.keys()
+    for state, truth in wanted.items():
+        # Central differences at 1e-6 in double: truncation 1e-12, rounding 1e-10.
+        np.testing.assert_allclose(found[state], truth, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{"opset": 13}, {"opset": 20}, {"dtype": "float16"}],
+                         ids=str)  # fmt: skip
+@pytest.mark.parametrize("name", ["lstm", "gru", "slots", "counter"])
+def test_variants_agree_with_their_own_differences(model, name, options):
+    opened = model(name, **options)
+    exact = gradients(analyze(opened, stream(30), delays=DELAYS))
+    near = gradients(analyze(opened, stream(30), delays=DELAYS, method="fd"))
+    for state, value in exact.items():
+        error = np.linalg.norm(near[state] - value) / np.linalg.norm(value)
+        assert error < 5e-3  # eps^(2/3) a step in float32, over at most 4 steps
+
+
+def test_initialisers_among_the_inputs(model):
+    plain = gradients(analyze(model("lstm"), stream(30), delays=DELAYS))
+    old = models.with_inputs_listed(models.fused())
+    found = gradients(analyze(model(old), stream(30), delays=DELAYS))
+    for state, value in plain.items():
+        np.testing.assert_array_equal(found[state], value)
+
+
+def windows(opened, corpus, wanted, stretch=None, states=None, **options):
+    """Run the products over a stretch; gives copies of the windows."""
+    step = build_step(opened)
+    linear, _ = linearize(step)
+    products = Products(linear, DELAYS, wanted, **options)
+    low, high = stretch or (0, len(corpus))
+    start = states or {c.name: c.initial() for c in step.components}
+    tokens = corpus.ids[low : high + DELAYS]
+    return [
+        (w.time, w.first, {n: j.copy() for n, j in w.jacobians.items()})
+        for w in products.run(tokens, opened.embeddings, start, low, high - low)
+    ]
+
+
+def test_window_shapes(model):
+    opened, corpus = model("lstm"), stream(12)
+    found = windows(opened, corpus, ["lstm0.h", "lstm1.c"], (0, 8))
+    assert [w[0] for w in found] == list(range(12))
+    for time, first, jacobians in found:
+        assert first == max(0, time - 7)
+        last = min(time, DELAYS)
+        shape = (last - first + 1, models.E, models.H)
+        assert {n: j.shape for n, j in jacobians.items()} == {"lstm0.h": shape, "lstm1.c": shape}
+
+
+def test_a_stretch_equals_its_positions_of_the_full_run(model):
+    opened, corpus = model("lstm"), stream(40)
+    wanted = ["lstm0.h", "lstm1.c"]
+    whole = {t: (first, j) for t, first, j in windows(opened, corpus, wanted)}
+    from mnemoscope.analyzer._analyze import _states_at
+
+    step = build_step(opened)
+    for low, high in [(0, 1), (5, 9), (17, 30), (36, 40), (39, 40)]:
+        (start,) = _states_at(step, corpus, opened.embeddings, np.array([low]))
+        part = windows(opened, corpus, wanted, (low, high), start)
+        assert part[0][0] == low
+        assert part[-1][0] == min(high + DELAYS, 40) - 1
+        for t, first, jacobians in part:
+            full_first, full = whole[t]
+            assert full_first == 0
+            for n, j in jacobians.items():
+                # Row blocks are products of their own: bit for bit the same but for the number
+                # of rows a matrix product takes at once.
+                np.testing.assert_allclose(j, full[n][first : first + len(j)], rtol=0, atol=1e-6)
+
+
+def test_a_subset_of_states_equals_the_full_run(model):
+    opened, corpus = model("lstm"), stream(60)
+    every = analyze(opened, corpus, delays=DELAYS)
+    for names in (["lstm0.c"], ["lstm1.h"], ["lstm0.h", "lstm1.c"]):
+        some = analyze(opened, corpus, delays=DELAYS, states=names)
+        assert sorted(some.children) == sorted(names)
+        for name in names:
+            for variable in ("gradient", "noise", "singular_values", "block_gradient", "count"):
+                np.testing.assert_allclose(
+                    some[name][variable], every[name][variable], rtol=1e-5, atol=1e-7
+                )
+
+
+def test_states_that_the_wanted_ones_need_are_carried(model):
+    linear, _ = linearize(build_step(model("lstm")))
+    assert carried_states(linear, ["lstm0.c"]) == ["lstm0.h", "lstm0.c"]
+    assert set(carried_states(linear, ["lstm1.c"])) == {"lstm0.h", "lstm0.c", "lstm1.h", "lstm1.c"}
+
+
+def test_threads_change_nothing_that_matters(model):
+    opened, corpus = model("lstm"), stream(60)
+    one, two = (gradients(analyze(opened, corpus, delays=DELAYS, threads=n)) for n in (1, 2))
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-5, atol=1e-8)
+
+
+def test_dense_route_where_a_rule_is_missing(model, monkeypatch):
+    opened, corpus = model("gru"), stream(40)
+    exact = gradients(analyze(opened, corpus, delays=DELAYS))
+    monkeypatch.delitem(_rules.RULES, "Tanh")
+    said = []
+    tree = analyze(opened, corpus, delays=DELAYS, report=said.append)
+    assert tree.attrs["method"] == "jvp-dense"
+    assert any("No block rule for Tanh" in line for line in said)
+    for name, value in gradients(tree).items():
+        np.testing.assert_allclose(value, exact[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lstm", "counter", "slots", "masked"])
+def test_dense_route_for_every_kind_of_state(model, monkeypatch, name):
+    opened, corpus = model(name), stream(40)
+    exact = gradients(analyze(opened, corpus, delays=DELAYS))
+    monkeypatch.delitem(_rules.RULES, "MatMul")
+    tree = analyze(opened, corpus, delays=DELAYS)
+    assert tree.attrs["method"] == "jvp-dense"
+    for state, value in gradients(tree).items():
+        np.testing.assert_allclose(value, exact[state], rtol=1e-4, atol=1e-6)
+
+
+def test_step_of_differences(model):
+    opened, corpus = model("gru"), stream(40)
+    exact = gradients(analyze(opened, corpus, delays=1))["gru0.h"]
+    errors = []
+    for step in (None, 1e-2, 0.5):
+        tree = analyze(opened, corpus, delays=1, method="fd", step=step)
+        assert tree.attrs.get("step") == step
+        errors.append(np.linalg.norm(gradients(tree)["gru0.h"] - exact))
+    assert errors[0] < errors[2]
+    assert errors[1] < errors[2]
