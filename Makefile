@@ -42,7 +42,7 @@ test: $(VENV)/.everything ## lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAKE) types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 types: $(VENV)/.everything
 	rm -rf build/types && mkdir -p build/types/mnemoscope

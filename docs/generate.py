@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-
 from mnemoscope.cli.main import main
 
 PAGE = Path(__file__).with_name("commands.md")

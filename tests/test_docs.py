@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import spec_cases
 
 ROOT = Path(__file__).resolve().parent.parent
