@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from . import _memory, _runtime
+from ._files import printable
 from ._products import Products, carried_states
 from ._version import __version__
 from .corpus import Corpus
@@ -140,7 +141,7 @@ def analyze(
             "corpus. Try --precision float64 or fewer --delays."
         )
     attributes = {
-        "model": model.path.name,
+        "model": printable(model.path.name),
         "model_sha256": hashlib.sha256(model.proto.SerializeToString()).hexdigest(),
         **{f"source_{k}": v for k, v in model.roles.source.items()},
         "corpus": corpus.name,

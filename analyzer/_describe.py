@@ -8,6 +8,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from . import _passes, _runtime
+from ._files import printable
 from .errors import NoBlockRule
 from .linearize import build_step
 from .linearize._lower import inline, missing_rules
@@ -35,7 +36,7 @@ def describe(model: MemoryModel) -> dict[str, Any]:
     except NoBlockRule as error:
         blocks, obstacle = None, str(error)
     return {
-        "path": str(model.path),
+        "path": printable(model.path),
         "ir_version": proto.ir_version,
         "opset": {o.domain or "ai.onnx": o.version for o in proto.opset_import},
         "producer": f"{proto.producer_name} {proto.producer_version}".strip(),

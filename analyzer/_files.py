@@ -24,3 +24,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """`path` for reports and result files: bytes that are no UTF-8 are written as escapes."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ._files import printable
 from .errors import CorpusError
 from .roles import Level, Vocabulary
+
+_ID = re.compile("[0-9]{1,18}")  # what int64 surely holds
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Corpus:
 
     Attributes:
         ids: ``[position]`` int64 token ids.
-        name: Where it was read from, for reports.
+        name: Where it was read from, for reports; printable whatever the file is called.
         sha256: Of its bytes.
         lines: Number of lines.
         unknown: How many positions hold the unknown token in place of a word.
@@ -54,11 +58,11 @@ def read_corpus(
         CorpusError: The text is missing, empty, not UTF-8, or holds words that the vocabulary
             lacks while it has no unknown token.
     """
-    name = "standard input" if str(path) == "-" else str(path)
+    name = "standard input" if str(path) == "-" else printable(path)
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
     except FileNotFoundError:
-        raise CorpusError(f"There is no corpus file {path}.") from None
+        raise CorpusError(f"There is no corpus file {name}.") from None
     except OSError as error:
         raise CorpusError(f"The corpus {name} cannot be read: {error.strerror}.") from None
     try:
@@ -96,14 +100,13 @@ def _hash(data: bytes) -> str:
 
 
 def _numbers(words: list[str], name: str) -> np.ndarray:
-    try:
-        return np.array([int(w) for w in words], np.int64)
-    except (ValueError, OverflowError):
-        bad = next(w for w in words if not w.isdecimal())
+    bad = next((w for w in words if not _ID.fullmatch(w)), None)
+    if bad is not None:
         raise CorpusError(
             f"The model carries no vocabulary, so the corpus {name} must hold token ids; found "
-            f"{bad!r}. Export the model with --vocabulary to analyze text."
-        ) from None
+            f"{bad!r:.60}. Export the model with --vocabulary to analyze text."
+        )
+    return np.array(words, np.int64)
 
 
 def _look_up(

@@ -303,8 +303,10 @@ def fit_decay(delays: np.ndarray, sigma1: np.ndarray) -> Decay:
     a, b = found.x
     freedom = len(x) - 2
     errors = np.full((2, 2), nan)
-    normal = found.jac.T @ found.jac
-    if freedom > 0 and np.linalg.cond(normal) < 1e14:
+    # A decay too steep for the data has slopes that overflow; its errors stay unknown.
+    with np.errstate(over="ignore", invalid="ignore"):
+        normal = found.jac.T @ found.jac
+    if freedom > 0 and np.isfinite(normal).all() and np.linalg.cond(normal) < 1e14:
         errors = 2.0 * found.cost / freedom * np.linalg.inv(normal)
     # Back to the given units; a moves with the shift of the origin: a₀ = a exp(b x_min / span).
     back = float(np.exp(np.clip(b * x.min() / span, -500.0, 500.0)))

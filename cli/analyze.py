@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,20 @@ from ._output import check_output, console, output_option
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+class _Finite(click.FloatRange):
+    """A number above 0 that is not infinite; a plain range lets NaN pass."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Turn text into the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 @click.command(
@@ -49,7 +64,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--step",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Finite(),
     help="Step of the differences (--method fd).  [from the precision and the scale]",
 )
 @click.option(
@@ -57,7 +72,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--memory",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Finite(),
     metavar="GB",
     help="Most memory to use.  [from what is free]",
 )

@@ -31,7 +31,7 @@ def difference_linearization(
         relative: h in units of `scales`; None means eps^(1/3).
 
     Raises:
-        ModelError: The graph insists on a batch size.
+        ModelError: The graph insists on a batch size, or `relative` is no width.
         ResourceError: The perturbed copies would not fit.
     """
     if step.batch is not None:
@@ -47,7 +47,9 @@ def difference_linearization(
             f"Finite differences of {total} coordinates need a batch of {rows}, more than fits. "
             "Use --method jvp, or a model with a smaller state or embedding."
         )
-    h = relative or default_step(step.dtype)
+    h = default_step(step.dtype) if relative is None else relative
+    if not 0 < h < np.inf:
+        raise ModelError(f"The step of differences must be a finite number above 0, not {h}.")
     model = onnx.ModelProto()
     model.CopyFrom(runnable(step))
     del model.graph.input[:], model.graph.output[:]
