@@ -47,4 +47,4 @@ def shown(size: int) -> str:
     for unit, name in ((2**50, "PiB"), (2**40, "TiB"), (2**30, "GiB")):
         if size >= unit:
             return f"{size / unit:,.1f} {name}"
-    return f"{max(1, size // 2**20)} MiB"
+    return f"{size // 2**20} MiB" if size >= 2**20 else f"{-(-size // 2**10)} KiB"
