@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-
 from mnemoscope.analyzer import _runtime
 from mnemoscope.analyzer.errors import NoBlockRule
 from mnemoscope.analyzer.linearize._lower import lower
+from onnx import TensorProto, helper, numpy_helper
 
 T, B, E, H = 3, 2, 4, 5
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
