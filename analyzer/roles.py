@@ -12,7 +12,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from .errors import ModelError
 
@@ -203,7 +203,7 @@ def _read(value: Any, hint: Any, where: str) -> Any:
         for part in fields(hint):
             if part.name not in value and part.default is part.default_factory:
                 raise ValueError(f"{where} lacks {part.name}")
-        return hint(**{k: _read(v, hints[k], f"{where}.{k}") for k, v in value.items()})
+        return cast(type, hint)(**{k: _read(v, hints[k], f"{where}.{k}") for k, v in value.items()})
     if hint is str and isinstance(value, str) and _is_plain(value):
         return value
     if hint is bool and isinstance(value, bool):
