@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -92,6 +91,8 @@ def analyze(
     delays = 50 if delays is None else delays
     seed = 0 if seed is None else seed
     blocks = 10 if blocks is None else blocks
+    _check_choice("method", method, get_args(Method))
+    _check_choice("precision", precision, get_args(Precision))
     _check_numbers(corpus, delays, positions, blocks)
     _check_vocabulary(model, corpus)
     provider_name, line = _runtime.choose_provider(provider)
@@ -99,15 +100,26 @@ def analyze(
     step_graph = build_step(model, np.dtype(precision or "float32"))
     wanted = _check_states(step_graph, states)
     result.check_state_names(wanted)
+    if step_graph.tokens:
+        say(
+            "The core also reads the tokens themselves; what reaches the state on that way, past "
+            "the embedding, is not measured."
+        )
     chosen = groups or {"all": np.ones(len(corpus), bool)}
+    for name, mask in chosen.items():
+        if np.shape(mask) != (len(corpus),):
+            raise MnemoscopeError(
+                f"The group {name!r} needs one boolean for each of the {len(corpus)} positions, "
+                f"not an array of shape {np.shape(mask)}."
+            )
     layout = plan(len(corpus), delays, blocks=blocks, positions=positions, seed=seed)
     sizes = {c.name: c.size for c in step_graph.differentiable if c.name in wanted}
     need = _Need(layout, delays, sizes, len(chosen), step_graph, model)
     budget = _memory.allowed(memory)
     _memory.require(need.least(), budget, "This run", need.advice)
-    table = model.embeddings.astype(step_graph.dtype, copy=False)
+    table = model.embeddings_in(step_graph.dtype)
     if method == "fd":
-        scales = _scales(step_graph, corpus, table)
+        scales = _scales(step_graph, corpus, table, provider_name)
         linear = difference_linearization(step_graph, scales, step)
     else:
         if step is not None:
@@ -126,7 +138,7 @@ def analyze(
     sums = Accumulator(layout, delays, sizes, step_graph.embedding_size, step_graph.dtype, chosen)
     total = _work(layout, delays, len(corpus))
     done = 0
-    starts = _states_at(step_graph, corpus, table, layout.stretches[:, 0])
+    starts = _states_at(step_graph, corpus, table, layout.stretches[:, 0], provider_name)
     for (low, high), start in zip(layout.stretches, starts, strict=True):
         tokens = corpus.ids[low : high + delays]
         for window in products.run(tokens, table, start, int(low), int(high - low)):
@@ -142,7 +154,7 @@ def analyze(
         )
     attributes = {
         "model": printable(model.path.name),
-        "model_sha256": hashlib.sha256(model.proto.SerializeToString()).hexdigest(),
+        "model_sha256": model.sha256,
         **{f"source_{k}": v for k, v in model.roles.source.items()},
         "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
@@ -169,12 +181,17 @@ def analyze(
     return result.build(
         found,
         groups=list(chosen),
-        embeddings=table,
+        embeddings=model.embeddings,  # whose own rounding says which directions are absent
         state_info=info,
         attributes=attributes,
         block_gradient_limit=_BLOCK_GRADIENT_LIMIT,
         precision=str(step_graph.dtype),
     )
+
+
+def _check_choice(what: str, given: Any, known: tuple[str, ...]) -> None:
+    if given is not None and given not in known:
+        raise MnemoscopeError(f"The {what} must be {' or '.join(known)}, not {given!r}.")
 
 
 def _check_numbers(corpus: Corpus, delays: int, positions: int | None, blocks: int) -> None:
@@ -289,20 +306,19 @@ def _work(layout: Plan, delays: int, length: int) -> int:
 
 
 def _states_at(
-    step: Step, corpus: Corpus, table: np.ndarray, times: np.ndarray
-) -> list[dict[str, np.ndarray]]:
+    step: Step, corpus: Corpus, table: np.ndarray, times: np.ndarray, provider: str
+) -> Iterator[dict[str, np.ndarray]]:
     """The exact states before each of the ascending `times`: read the corpus up to there."""
     now = {c.name: c.initial() for c in step.components}
-    found, made = [], None
+    made = None
     position = 0
     for time_ in times:
         if time_ > position and made is None:
-            made = _runtime.session(runnable(step))
+            made = _runtime.session(runnable(step), provider)
         while position < time_:
             now = _advance(step, made, now, int(corpus.ids[position]), table)
             position += 1
-        found.append(now)
-    return found
+        yield now
 
 
 def _advance(step: Step, made, now: dict[str, np.ndarray], token: int, table: np.ndarray):
@@ -315,9 +331,9 @@ def _advance(step: Step, made, now: dict[str, np.ndarray], token: int, table: np
     return {c.name: v for c, v in zip(step.components, outputs, strict=True)}
 
 
-def _scales(step: Step, corpus: Corpus, table: np.ndarray) -> dict[str, np.ndarray]:
+def _scales(step: Step, corpus: Corpus, table: np.ndarray, provider: str) -> dict[str, np.ndarray]:
     """How far each coordinate ranges: root mean square over the start of the corpus."""
-    made = _runtime.session(runnable(step))
+    made = _runtime.session(runnable(step), provider)
     now = {c.name: c.initial() for c in step.components}
     squares = {c.name: np.zeros(c.size) for c in step.differentiable}
     count = min(_SCALE_POSITIONS, len(corpus))

@@ -11,7 +11,6 @@ from . import _passes, _runtime
 from ._files import printable
 from .errors import NoBlockRule
 from .linearize import build_step
-from .linearize._lower import inline, missing_rules
 from .linearize._walk import block_linearization
 from .model import MemoryModel
 
@@ -76,6 +75,6 @@ def describe(model: MemoryModel) -> dict[str, Any]:
         },
         "blocks": blocks,
         "obstacle": obstacle,
-        "operators_without_rule": sorted(set(missing_rules(inline(step.model)))),
+        "operators_without_rule": obstacle.split("; ") if obstacle else [],
         "providers": _runtime.providers(),
     }

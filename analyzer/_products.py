@@ -115,7 +115,11 @@ class Products:
             following = low < high or i < inputs
             if not following:
                 break
-            self._session.run_with_iobinding(self._binding(now, low, high, i < inputs))
+            binding = self._binding(now, low, high, i < inputs)
+            try:
+                self._session.run_with_iobinding(binding)
+            except Exception as error:
+                raise _runtime.failed(error, f"at position {begin + i}") from error
             now = 1 - now
             first = 0 if i < inputs else low + 1
             stop = min(i, self.max_delay) + 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,8 +61,10 @@ def session(
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:500] if text else type(error).__name__
+    """What ONNX Runtime says, without its codes, source paths and C++ signatures."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"/\S+:\d+ \S.*?\) ", "", text)[:500]
 
 
 def run(
@@ -70,7 +74,12 @@ def run(
     try:
         return made.run(outputs, feeds)
     except Exception as error:
-        raise ModelError(f"The model does not run: {_first_line(error)}") from error
+        raise failed(error) from error
+
+
+def failed(error: Exception, where: str = "") -> ModelError:
+    """What a run that ONNX Runtime gave up becomes."""
+    return ModelError(f"The model does not run{where and ' '}{where}: {_first_line(error)}")
 
 
 def evaluate(
@@ -98,7 +107,8 @@ def cuda_problem() -> str | None:
     """Why CUDA cannot be used here; None when it can."""
     if CUDA not in ort.get_available_providers():
         return "this build of onnxruntime has no CUDA provider (install onnxruntime-gpu)"
-    if os.name == "posix" and not os.path.exists("/dev/nvidia0"):
+    devices = [*glob.glob("/dev/nvidia[0-9]*"), *glob.glob("/dev/dxg")]
+    if os.name == "posix" and not devices:
         return "this machine shows no NVIDIA device"
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
@@ -124,6 +134,8 @@ def choose_provider(asked: str | None) -> tuple[str, str]:
     Raises:
         ResourceError: ``cuda`` was asked for and cannot be used.
     """
+    if asked not in (None, "auto", "cpu", "cuda"):
+        raise ResourceError(f"The provider must be auto, cpu or cuda, not {asked!r}.")
     if asked == "cpu":
         return CPU, "Running on the CPU, as asked."
     problem = cuda_problem()

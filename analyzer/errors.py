@@ -25,5 +25,9 @@ class NoBlockRule(MnemoscopeError):
     """An operator (or a use of it) whose derivative has no block rule."""
 
 
+class NoDerivative(NoBlockRule):
+    """An operator that rounds its input: a staircase, flat or steep, without a derivative."""
+
+
 class ResourceError(MnemoscopeError):
     """A run that would not fit in memory, or a provider that this machine lacks."""

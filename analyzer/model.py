@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +37,11 @@ class MemoryModel:
     proto: onnx.ModelProto
     roles: Roles
     vocabulary: Vocabulary | None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file's bytes, as ``sha256sum`` prints it; external data is not part of it."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -114,6 +120,15 @@ class MemoryModel:
                 f"{len(table):,} tokens."
             )
         return table
+
+    def embeddings_in(self, dtype: np.dtype) -> np.ndarray:
+        """The embedding of every token, ``[V, E]``, computed in `dtype`.
+
+        Not a cast of `embeddings`: an embedding may itself be the result of a computation.
+        """
+        if self.embeddings.dtype == dtype:
+            return self.embeddings
+        return replace(self, proto=_passes.to_precision(self.proto, dtype)).embeddings
 
     def state_shape(self, state: State) -> tuple[tuple[int, ...], int]:
         """The per-stream shape of one component and the ONNX element type of its tensor."""

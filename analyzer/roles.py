@@ -59,6 +59,10 @@ class State:
     layer_index: int | None = None
     initial: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.name == "embedding":
+            raise ModelError("No state may be called embedding: derivatives are named by that.")
+
 
 @dataclass(frozen=True)
 class Vocabulary:

@@ -98,10 +98,12 @@ def plan(
     chunk = np.full(length, -1, np.int64)
     count = 0
     for low, high in stretches:
-        # At least two chunks, so that each half gets one.
-        size = max(1, min(2 * (max_delay + 1), -(-int(high - low) // 2)))
-        chunk[low:high] = count + np.arange(high - low) // size
-        count = int(chunk[high - 1]) + 1
+        # An even number of chunks of nearly one size, so that the halves are of one size too.
+        length_ = int(high - low)
+        pairs = max(1, round(length_ / (4 * (max_delay + 1))))
+        number = min(2 * pairs, length_)
+        chunk[low:high] = count + np.arange(length_) * number // length_
+        count += number
     sides = rng.permutation(np.arange(count) % 2)
     half = np.where(chunk >= 0, sides[chunk], -1)
     return Plan(stretches, block, half, blocks)

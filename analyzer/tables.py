@@ -59,8 +59,12 @@ class Curve:
 
     @property
     def below(self) -> np.ndarray:
-        """``[delay]``, True where σ₁ does not exceed its noise floor and means nothing."""
-        return self.sigma1 <= self.noise_floor
+        """``[delay]``, True where σ₁ does not exceed its noise floor and means nothing.
+
+        Also where there are too few positions for a floor: what cannot be told apart from noise
+        is not told apart.
+        """
+        return ~(self.sigma1 > self.noise_floor)
 
     @property
     def clear(self) -> np.ndarray:
@@ -69,12 +73,17 @@ class Curve:
         Of a curve that is nothing but noise, about half of the points exceed the floor, which is
         as random as they are; few exceed it by this much.
         """
-        return self.sigma1 > self.noise_floor + 2.0 * np.nan_to_num(self.sigma1_stderr)
+        return self.sigma1 > self.noise_floor + 2.0 * self.sigma1_stderr
 
     @property
     def first_below(self) -> int | None:
         """The first delay at which σ₁ does not exceed its noise floor; None if there is none."""
         return int(self.delay[self.below][0]) if self.below.any() else None
+
+    @property
+    def first_unclear(self) -> int | None:
+        """The first delay at which σ₁ is not `clear` of noise; None if there is none."""
+        return None if self.clear.all() else int(self.delay[~self.clear][0])
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per delay, with `below_noise` and `clear_of_noise` beside the columns."""

@@ -182,7 +182,7 @@ def ours(model, ids: np.ndarray, delays: int, method: str, threads: int | None):
 
     corpus = Corpus(ids, "random", "", 1, 0)
     times = np.arange(len(ids))
-    states = _states_at(step, corpus, table, times)
+    states = list(_states_at(step, corpus, table, times, _runtime.CPU))
     return run
 
 

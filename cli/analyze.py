@@ -170,12 +170,12 @@ def _summarize(tree: xr.DataTree, output: str, seconds: float) -> None:
     click.echo(
         f"{count:,} input positions, delays 0 to {most}, in {seconds:,.1f} s; states: {names}."
     )
-    reach = ", ".join(f"{c.state} {_reach(c.first_below)}" for c in found)
-    click.echo(f"Whitened σ₁ above its noise floor: {reach}.")
+    reach = ", ".join(f"{c.state} {_reach(c.first_unclear)}" for c in found)
+    click.echo(f"Whitened σ₁ clear of its noise floor: {reach}.")
     click.echo(f"Written to {output}; next: mnemoscope show {output}")
 
 
-def _reach(first_below: int | None) -> str:
-    if first_below is None:
+def _reach(first: int | None) -> str:
+    if first is None:
         return "at every delay"
-    return f"up to delay {first_below - 1}" if first_below else "at no delay"
+    return f"up to delay {first - 1}" if first else "at no delay"

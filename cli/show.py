@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,6 +32,7 @@ group_option = click.option("--group", help="Class of input words.  [the first]"
 _FOOTNOTES = {
     "*": "σ₁ does not exceed its noise floor: an average over this many positions shows as much "
     "with no consistent direction at all.",
+    "?": "there are too few positions for a noise floor or a standard error.",
     "~": "σ₁ exceeds its noise floor by less than two standard errors: no evidence either.",
 }
 
@@ -72,6 +74,7 @@ def show(
                 "group": c.group,
                 "normalization": c.normalization,
                 "first_delay_below_noise": c.first_below,
+                "first_delay_not_clear": c.first_unclear,
                 "rows": c.rows(),
             }
             for c in found
@@ -137,14 +140,16 @@ def _print_curve(console: Console, curve: Curve) -> None:
             style="dim" if mark else None,
         )
     console.print(table)
-    if curve.first_below is None:
-        said = f"{curve.state}: above its noise floor at every delay."
+    if curve.first_unclear is None:
+        said = f"{curve.state}: clear of its noise floor at every delay."
     else:
-        said = f"{curve.state}: first at or below its noise floor at delay {curve.first_below}."
+        said = f"{curve.state}: first not clear of its noise floor at delay {curve.first_unclear}."
     console.print(Text(said + "\n"), soft_wrap=True)
 
 
 def _mark(row: dict[str, Any]) -> str:
+    if not (math.isfinite(row["noise_floor"]) and math.isfinite(row["sigma1_stderr"])):
+        return "?"
     if row["below_noise"]:
         return "*"
     return "" if row["clear_of_noise"] else "~"

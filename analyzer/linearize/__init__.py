@@ -6,7 +6,7 @@ the onnx-ad library; or finite differences where they are asked for.
 
 from __future__ import annotations
 
-from ..errors import NoBlockRule
+from ..errors import NoBlockRule, NoDerivative
 from ._dense import dense_linearization
 from ._differences import difference_linearization
 from ._linearization import Jacobian, Linearization
@@ -36,6 +36,8 @@ def linearize(step: Step) -> tuple[Linearization, str | None]:
     """
     try:
         return block_linearization(step), None
+    except NoDerivative:
+        raise  # onnx-ad would find one, and it would be wrong
     except NoBlockRule as error:
         obstacle = str(error)
     try:

@@ -627,34 +627,18 @@ RULES: dict[str, Rule] = {
 LOWERED = ("Gemm", "LSTM", "GRU", "RNN")
 """Operators that `_lower.py` rewrites into ones that have a rule."""
 
-ZERO = frozenset(
-    [
-        "Shape",
-        "Size",
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "And",
-        "Or",
-        "Not",
-        "Xor",
-        "IsNaN",
-        "IsInf",
-        "Sign",
-        "Floor",
-        "Ceil",
-        "Round",
-        "ArgMax",
-        "ArgMin",
-        "NonZero",
-        "OneHot",
-        "ConstantOfShape",
-        "EyeLike",
-        "Hardmax",
-        "RandomUniformLike",
-        "RandomNormalLike",
-    ]
-)
+
+def rounds(op: str) -> bool:
+    """Whether an operator computes with rounded numbers, as those of quantised models do.
+
+    Its derivative is zero almost everywhere, which would read as "nothing is remembered".
+    """
+    return "Quantize" in op or "Integer" in op or op.startswith("QLinear")
+
+
+ZERO = frozenset((
+    "Shape", "Size", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or",
+    "Not", "Xor", "IsNaN", "IsInf", "Sign", "Floor", "Ceil", "Round", "ArgMax", "ArgMin", "NonZero",
+    "ConstantOfShape", "EyeLike", "Hardmax", "RandomUniformLike", "RandomNormalLike",
+))  # fmt: skip
 """Operators whose derivative is zero wherever it exists."""

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from .. import _memory, _passes, _runtime
 from ..errors import ModelError
 from ..model import MemoryModel
-from ..roles import State
+from ..roles import OPSET, State
 
 EMBEDDING = "embedding"
 """The name of the embedding among the sources of a derivative."""
@@ -132,7 +132,13 @@ def build_step(model: MemoryModel, dtype: np.dtype | type = np.float32) -> Step:
     dtype = np.dtype(dtype)
     proto = model.proto
     if any(o.domain in ("", "ai.onnx") and o.version < 13 for o in proto.opset_import):
-        proto = onnx.version_converter.convert_version(proto, 18)
+        try:
+            proto = onnx.version_converter.convert_version(proto, OPSET)
+        except Exception as error:
+            raise ModelError(
+                f"The model's operators are older than opset 13 and cannot be converted: {error}. "
+                f"Export it again at opset {OPSET}."
+            ) from error
     outputs = list(dict.fromkeys(s.output for s in roles.states))
     core = _passes.extract(proto, [roles.embedding], outputs)
     core = _passes.to_precision(core, dtype)

@@ -7,12 +7,12 @@ import onnx
 from onnx import helper
 
 from .._passes import reads
-from ..errors import NoBlockRule
+from ..errors import NoBlockRule, NoDerivative
 from ._blocks import Algebra, Block, Dense, Selection
 from ._graph import Builder, Tensor
 from ._linearization import Jacobian, Linearization
 from ._probe import Probe, probe
-from ._rules import ZERO, Blocks, Part, Use, differentiate, parts_of
+from ._rules import ZERO, Blocks, Part, Use, differentiate, parts_of, rounds
 from ._step import Step, lowered
 
 
@@ -83,7 +83,13 @@ def walk(
         names = reads(node)
         if not any(n in blocks or n in missing for n in names):
             continue
-        if node.op_type in ZERO or not any(_is_float(facts, n) for n in outputs):
+        if rounds(node.op_type):
+            raise NoDerivative(
+                f"{node.op_type} rounds its input, so the model has no derivative that means "
+                "anything. Use --method fd, with a --step wider than the steps it rounds to."
+            )
+        standard = node.domain in ("", "ai.onnx")
+        if (standard and node.op_type in ZERO) or not any(_is_float(facts, n) for n in outputs):
             continue
         obstacles = tuple(dict.fromkeys(m for n in sorted(names) for m in missing.get(n, ())))
         use = Use(
