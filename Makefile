@@ -6,10 +6,10 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 POSITIONS ?= 3000
 
-.PHONY: demo test lint types wheel bench docs models clean
+.PHONY: help demo test types wheel bench docs models clean
 
 help:
-	@grep -E '^# `|^[a-z]+:.*##' Makefile
+	@grep -E '^[a-z]+:.*##' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -25,6 +25,7 @@ def write_out(model: onnx.ModelProto) -> onnx.ModelProto:
     present = {n.op_type for n in model.graph.node if n.domain in ("", "ai.onnx")}
     functions = [("", op) for op in _FUNCTIONS if op in present]
     if functions:
+        model = _with_defaults(model)
         model = inliner.inline_selected_functions(model, functions, inline_schema_functions=True)
     if all(n.op_type != "Erf" for n in model.graph.node):
         return model
@@ -36,6 +37,20 @@ def write_out(model: onnx.ModelProto) -> onnx.ModelProto:
             _erf(result.graph, node.input[0], node.output[0])
         else:
             result.graph.node.append(node)
+    return result
+
+
+def _with_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with the defaults of `_FUNCTIONS` written as attributes; inlining loses them."""
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for node in result.graph.node:
+        if node.op_type in _FUNCTIONS and node.domain in ("", "ai.onnx"):
+            present = {a.name for a in node.attribute}
+            for name, attribute in onnx.defs.get_schema(node.op_type, opset).attributes.items():
+                if name not in present and attribute.default_value.name:
+                    node.attribute.append(attribute.default_value)
     return result
 
 

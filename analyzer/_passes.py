@@ -99,6 +99,7 @@ def to_precision(model: onnx.ModelProto, dtype: np.dtype | type) -> onnx.ModelPr
             if info.type.tensor_type.elem_type in FLOATS:
                 info.type.tensor_type.elem_type = target
         for node in graph.node:
+            _spell_out(node)
             for attribute in node.attribute:
                 if attribute.type == onnx.AttributeProto.TENSOR:
                     _convert(attribute.t, dtype)
@@ -106,6 +107,18 @@ def to_precision(model: onnx.ModelProto, dtype: np.dtype | type) -> onnx.ModelPr
                 if attribute.name in ("to", "dtype") and attribute.i in FLOATS:
                     attribute.i = target
     return result
+
+
+def _spell_out(node: onnx.NodeProto) -> None:
+    """Write constants of an implied type as tensors, whose type can be changed."""
+    for attribute in node.attribute:
+        if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+            value = helper.get_attribute_value(attribute)
+            tensor = numpy_helper.from_array(np.asarray(value, np.float32))
+            attribute.CopyFrom(helper.make_attribute("value", tensor))
+    if node.op_type == "ConstantOfShape" and not node.attribute:
+        tensor = numpy_helper.from_array(np.zeros(1, np.float32))
+        node.attribute.append(helper.make_attribute("value", tensor))
 
 
 def _convert(tensor: TensorProto, dtype: np.dtype | type) -> None:

@@ -45,11 +45,11 @@ class TestCurve:
         assert FALLING.first_below == 3
         assert curve([1.0], [0.1]).first_below is None
 
-    def test_nan_is_neither(self):
+    def test_what_is_not_known_is_not_clear(self):
         nothing = curve([np.nan, 1.0], [np.nan, 0.1], sigma1_stderr=np.full(2, np.nan))
-        assert nothing.below.tolist() == [False, False]
-        assert nothing.clear.tolist() == [False, True]
-        assert nothing.first_below is None
+        assert nothing.below.tolist() == [True, False]
+        assert nothing.clear.tolist() == [False, False]
+        assert nothing.first_unclear == 0
 
     def test_rows_are_plain(self):
         row = FALLING.rows()[3]

@@ -164,11 +164,12 @@ def test_a_stretch_equals_its_positions_of_the_full_run(model):
     opened, corpus = model("lstm"), stream(40)
     wanted = ["lstm0.h", "lstm1.c"]
     whole = {t: (first, j) for t, first, j in windows(opened, corpus, wanted)}
+    from mnemoscope.analyzer import _runtime
     from mnemoscope.analyzer._analyze import _states_at
 
     step = build_step(opened)
     for low, high in [(0, 1), (5, 9), (17, 30), (36, 40), (39, 40)]:
-        (start,) = _states_at(step, corpus, opened.embeddings, np.array([low]))
+        (start,) = _states_at(step, corpus, opened.embeddings, np.array([low]), _runtime.CPU)
         part = windows(opened, corpus, wanted, (low, high), start)
         assert part[0][0] == low
         assert part[-1][0] == min(high + DELAYS, 40) - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mnemoscope.analyzer import _runtime
+from mnemoscope.analyzer import _passes, _runtime
 from mnemoscope.analyzer.errors import NoBlockRule
 from mnemoscope.analyzer.linearize._lower import lower
 from onnx import TensorProto, helper, numpy_helper
@@ -143,4 +143,37 @@ def _lowered_elsewhere(fused, feeds):
 def test_other_directions_are_refused(kind):
     fused, feeds = model(kind, direction="reverse")
     with pytest.raises(NoBlockRule, match="depends on later words"):
+        lower(fused, feeds)
+
+
+@pytest.mark.parametrize("op", ["LeakyRelu", "Elu", "HardSigmoid", "Softplus", "Softsign", "Selu"])
+@pytest.mark.parametrize("opset", [18, 20])
+def test_functions_run_in_double_with_default_attributes(op, opset):
+    nodes = [
+        helper.make_node("Constant", [], ["half"], value_float=0.5),
+        helper.make_node("ConstantOfShape", ["n"], ["zero"]),
+        helper.make_node("Add", ["x", "half"], ["a"]),
+        helper.make_node("Add", ["a", "zero"], ["b"]),
+        helper.make_node(op, ["b"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "double",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+        [numpy_helper.from_array(np.array([4]), "n")],
+    )
+    single = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    double = _passes.to_precision(single, np.float64)
+    x = np.array([-2.0, -0.7, 0.3, 1.5])
+    (wanted,) = _runtime.run(_runtime.session(single), None, {"x": x.astype(np.float32)})
+    (got,) = _runtime.run(_runtime.session(double), None, {"x": x})
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_a_variant_that_runtimes_take_differently_is_refused():
+    """Without activation_alpha, ONNX Runtime takes Affine's alpha as 0, others as 1."""
+    fused, feeds = model("RNN", activations=["Affine"])
+    with pytest.raises(NoBlockRule, match="RNN in a variant"):
         lower(fused, feeds)

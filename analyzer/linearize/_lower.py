@@ -28,12 +28,56 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if model.functions:
         model = inliner.inline_local_functions(model)
-    known = {*RULES, *ZERO, *LOWERED}
+    # The body of ReduceLogSumExp computes in double whatever its input; onnx-ad has a rule for it.
+    known = {*RULES, *ZERO, *LOWERED, "ReduceLogSumExp"}
     ops = {(n.domain, n.op_type) for n in model.graph.node if not n.domain}
     missing = [op for op in sorted(ops) if op[1] not in known]
     if missing:
         model = inliner.inline_selected_functions(model, missing, inline_schema_functions=True)
     return model
+
+
+def time_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with recurrent nodes of layout 1 (batch first) as nodes of layout 0.
+
+    ONNX Runtime has no kernels for layout 1. Requires nothing.
+    """
+    if not any(_batch_first(n) for n in model.graph.node):
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    for number, node in enumerate(model.graph.node):
+        if not _batch_first(node):
+            result.graph.node.append(node)
+            continue
+        moved = onnx.NodeProto()
+        moved.CopyFrom(node)
+        kept = [a for a in node.attribute if a.name != "layout"]
+        del moved.attribute[:]
+        moved.attribute.extend(kept)
+        after = []
+        for i in (0, 5, 6):  # X, initial_h, initial_c
+            if i < len(node.input) and node.input[i]:
+                moved.input[i] = f"{node.input[i]}/time-first/{number}"
+                result.graph.node.append(
+                    helper.make_node("Transpose", [node.input[i]], [moved.input[i]], perm=[1, 0, 2])
+                )
+        for i, name in enumerate(node.output):
+            if name:
+                # Y: [time, direction, batch, unit] to [batch, time, direction, unit].
+                perm = [1, 0, 2] if i else [2, 0, 1, 3]
+                moved.output[i] = f"{name}/time-first"
+                after.append(helper.make_node("Transpose", [moved.output[i]], [name], perm=perm))
+        result.graph.node.append(moved)
+        result.graph.node.extend(after)
+    return result
+
+
+def _batch_first(node: onnx.NodeProto) -> bool:
+    return node.op_type in ("LSTM", "GRU", "RNN") and any(
+        a.name == "layout" and a.i == 1 for a in node.attribute
+    )
 
 
 def lower(
@@ -48,7 +92,7 @@ def lower(
     Raises:
         NoBlockRule: A recurrent operator runs backwards, or over too many steps.
     """
-    model = inline(model)
+    model = time_first(inline(model))
     if not any(n.op_type in LOWERED for n in model.graph.node):
         return model
     facts = probe(model, feeds, evaluate)
@@ -180,10 +224,7 @@ class _Recurrent:
             raise NoBlockRule(
                 f"{e.node.op_type} with direction {direction}: its state depends on later words"
             )
-        self.layout = e.attributes.get("layout", 0)
-        self.time_axis = 1 if self.layout else 0
-        shape = e.facts.shapes[e.node.input[0]]
-        self.steps, self.batch = shape[self.time_axis], shape[1 - self.time_axis]
+        self.steps, self.batch = e.facts.shapes[e.node.input[0]][:2]
         if self.steps > MAX_STEPS:
             raise NoBlockRule(
                 f"{e.node.op_type} over {self.steps} steps (at most {MAX_STEPS} are unrolled)"
@@ -225,15 +266,15 @@ class _Recurrent:
         given = self.e.input(i)
         if given is None:
             return self.e.const(np.zeros((self.batch, self.width)))
-        return self.e.squeeze(given, 1 if self.layout else 0)
+        return self.e.squeeze(given, 0)
 
     def step(self, t: int) -> str:
         """The input at time t, ``[batch, input]``."""
         x = self.e.node.input[0]
         if self.steps == 1:
-            return self.e.squeeze(x, self.time_axis)
+            return self.e.squeeze(x, 0)
         at = self.e.const(t, np.int64)
-        return self.e.op("Gather", x, at, axis=self.time_axis)
+        return self.e.op("Gather", x, at, axis=0)
 
     def affine(self, x: str, w: str, bias: str | None) -> str:
         product = self.e.op("MatMul", x, w)
@@ -264,16 +305,14 @@ class _Recurrent:
         return self.e.op("Where", active, new, old)
 
     def finish(self, states: list[str], last: list[str]) -> None:
-        """Write Y (all steps) and the final states in the node's layout."""
+        """Write Y, ``[time, direction, batch, unit]``, and the final states."""
         e = self.e
         if e.output(0):
-            # Layout 0 is [time, direction, batch, unit], layout 1 [batch, time, direction, unit].
-            inner = 1 if self.layout else 0
-            parts = [e.unsqueeze(e.unsqueeze(s, inner), 1 if self.layout else 0) for s in states]
-            e.op("Concat", *parts, out=e.output(0), axis=self.time_axis)
+            parts = [e.unsqueeze(e.unsqueeze(s, 0), 0) for s in states]
+            e.op("Concat", *parts, out=e.output(0), axis=0)
         for i, state in enumerate(last, 1):
             if e.output(i):
-                e.unsqueeze(state, 1 if self.layout else 0, out=e.output(i))
+                e.unsqueeze(state, 0, out=e.output(i))
 
     def masked(self, t: int, new: str) -> str:
         """What Y shows at time t: zero after the end of a sequence."""

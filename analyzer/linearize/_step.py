@@ -17,6 +17,7 @@ from .. import _memory, _passes, _runtime
 from ..errors import ModelError
 from ..model import MemoryModel
 from ..roles import OPSET, State
+from ._lower import inline, lower, time_first
 
 EMBEDDING = "embedding"
 """The name of the embedding among the sources of a derivative."""
@@ -140,7 +141,7 @@ def build_step(model: MemoryModel, dtype: np.dtype | type = np.float32) -> Step:
                 f"Export it again at opset {OPSET}."
             ) from error
     outputs = list(dict.fromkeys(s.output for s in roles.states))
-    core = _passes.extract(proto, [roles.embedding], outputs)
+    core = time_first(inline(_passes.extract(proto, [roles.embedding], outputs)))
     core = _passes.to_precision(core, dtype)
     prefix = _passes.fresh_prefix(core, "step")
     graph = core.graph
@@ -230,8 +231,6 @@ def runnable(step: Step) -> onnx.ModelProto:
 
 def lowered(step: Step) -> onnx.ModelProto:
     """The step's graph in operators that have block rules, for a batch of 1."""
-    from ._lower import lower
-
     # Shapes are learned in single precision, in which every recurrent operator runs.
     single = _passes.to_precision(step.model, np.float32)
     feeds = {

@@ -79,7 +79,7 @@ class TestAnalyze:
         first, second, third = done.stdout.splitlines()
         assert first.startswith("200 input positions, delays 0 to 5, in ")
         assert first.endswith(" s; states: lstm0.h, lstm0.c.")
-        assert second.startswith("Whitened σ₁ above its noise floor: lstm0.h up to delay ")
+        assert second.startswith("Whitened σ₁ clear of its noise floor: lstm0.h up to delay ")
         assert third == f"Written to {path}; next: mnemoscope show {path}"
         assert list(open_result(path).children) == ["lstm0.h", "lstm0.c"]
 
