@@ -18,7 +18,7 @@ CORPUS = Corpus(np.random.default_rng(0).integers(0, models.V, 60), "random", ""
 
 
 def test_jvp_refuses_and_says_what_will_do(opened):
-    with pytest.raises(NoDerivative, match="rounds its input.*--method fd"):
+    with pytest.raises(NoDerivative, match=r"rounds its input.*--method fd"):
         analyze(opened, CORPUS, delays=3)
 
 
