@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from mnemoscope.analyzer._passes import reads
 from mnemoscope.analyzer.errors import ModelError
 from onnx import TensorProto, helper, numpy_helper
 
@@ -23,7 +24,6 @@ from ._graph import (
     initializer_names,
     merge_twins,
     needed_nodes,
-    node_reads,
     produced_values,
     rename_values,
 )
@@ -92,9 +92,7 @@ def require_true_cut(graph: onnx.GraphProto, tokens: str, embedding: str) -> Non
     """Raise EmbeddingError unless `embedding` separates `tokens` from every other output."""
     _require_tokens_alone(graph, tokens, embedding)
     outputs = [o.name for o in graph.output if o.name != embedding]
-    reached = {
-        i for node in needed_nodes(graph, outputs, stop={embedding}) for i in node_reads(node)
-    }
+    reached = {i for node in needed_nodes(graph, outputs, stop={embedding}) for i in reads(node)}
     if tokens in reached or tokens in outputs:
         raise EmbeddingError(
             f"The embedding {embedding!r} is not a cut point: the graph reads {tokens!r} "
@@ -109,9 +107,9 @@ def _find(graph: onnx.GraphProto, tokens: str) -> str:
     foreign = depend_on(graph, {i.name for i in graph.input} - {tokens} - initializer_names(graph))
     names = []
     for node in needed_nodes(graph, [o.name for o in graph.output], stop=set()):
-        reads = list(node_reads(node))
-        from_ids = any(i in held for i in reads) and not any(i in foreign for i in reads)
-        if from_ids and not any(i in held and types.get(i) in _FLOATS for i in reads):
+        inputs = reads(node)
+        from_ids = any(i in held for i in inputs) and not any(i in foreign for i in inputs)
+        if from_ids and not any(i in held and types.get(i) in _FLOATS for i in inputs):
             names += [o for o in node.output if o in held and types.get(o) in _FLOATS]
     if not names:
         raise EmbeddingError(
@@ -206,7 +204,7 @@ def _rewire(
     # stand-in: zeros as many as there are tokens, made from the embedding.
     following = [copy_node(n) for n in core if not any(o in both - hanging for o in n.output)]
     replaced = {name: reader}
-    if any(tokens in node_reads(n) for n in following):
+    if any(tokens in reads(n) for n in following):
         extent = emit("Shape", [EMBEDDING], f"{EMBEDDING}.extent", end=2)
         zero = helper.make_tensor("value", element_types(graph)[tokens], [1], [0])
         replaced[tokens] = emit("ConstantOfShape", [extent], f"{EMBEDDING}.stand_in", value=zero)
@@ -239,7 +237,7 @@ def _observe_shape(
     kept = [i for i in model.graph.input if i.name == tokens]
     del part.graph.input[:]
     part.graph.input.extend(kept)
-    needed = {i for node in prefix for i in node_reads(node)}
+    needed = {i for node in prefix for i in reads(node)}
     initializers = [t for t in model.graph.initializer if t.name in needed]
     del part.graph.initializer[:]
     part.graph.initializer.extend(initializers)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import onnx
+from mnemoscope.analyzer._passes import reads
 
 # Their results depend on the extent of a tensor, never on what it holds.
 _EXTENT_ONLY = frozenset({"Shape", "Size"})
@@ -15,7 +16,7 @@ def depend_on(graph: onnx.GraphProto, sources: Iterable[str], stop: Iterable[str
     stopped = set(stop)
     held = set(sources) - stopped
     for node in graph.node:
-        if node.op_type not in _EXTENT_ONLY and any(i in held for i in node_reads(node)):
+        if node.op_type not in _EXTENT_ONLY and any(i in held for i in reads(node)):
             held.update(o for o in node.output if o and o not in stopped)
     return held
 
@@ -29,21 +30,8 @@ def needed_nodes(
     for node in reversed(graph.node):
         if any(o in wanted for o in node.output if o):
             nodes.append(node)
-            wanted.update(i for i in node_reads(node) if i not in stop)
+            wanted.update(i for i in reads(node) if i not in stop)
     return nodes[::-1]
-
-
-def node_reads(node: onnx.NodeProto) -> Iterator[str]:
-    """The values that a node reads, its subgraphs' outer names included."""
-    yield from (i for i in node.input if i)
-    for attribute in node.attribute:
-        graphs = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-        for sub in graphs:
-            own = {i.name for i in sub.input} | {t.name for t in sub.initializer}
-            own.update(o for n in sub.node for o in n.output)
-            for inner in sub.node:
-                yield from (i for i in node_reads(inner) if i not in own)
-            yield from (o.name for o in sub.output if o.name not in own)
 
 
 def rename_values(nodes: Iterable[onnx.NodeProto], new: dict[str, str]) -> None:
@@ -60,7 +48,7 @@ def hang_on(nodes: Iterable[onnx.NodeProto], sources: set[str]) -> set[str]:
     """The values that hang on `sources` in any way, extents included."""
     held = set(sources)
     for node in nodes:
-        if any(i in held for i in node_reads(node)):
+        if any(i in held for i in reads(node)):
             held.update(o for o in node.output if o)
     return held
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
+from mnemoscope.analyzer._files import replacing
+from mnemoscope.analyzer._passes import reads
 from mnemoscope.analyzer._version import __version__
 from mnemoscope.analyzer.errors import ModelError
 from mnemoscope.analyzer.roles import IR_VERSION, OPSET, Roles, Vocabulary, write_roles
 from onnx import helper
 
 from ._embedding import EMBEDDING, cut_at_embedding
-from ._graph import initializer_names, node_reads, rename_values
+from ._graph import initializer_names, rename_values
 
 # A protobuf message cannot be larger.
 _LARGEST = 2**31 - 1
@@ -106,14 +108,11 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         raise ModelError(
             f"The model takes {model.ByteSize() / 2**30:.1f} GiB; one ONNX file holds 2 GiB."
         )
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        temporary.write_bytes(model.SerializeToString())
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            temporary.write_bytes(model.SerializeToString())
     except OSError as error:
         raise ModelError(f"Cannot write {str(target)!r}: {error.strerror}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def hash_weights(weights: Iterable[tuple[str, np.ndarray]]) -> str:
@@ -181,7 +180,7 @@ def _rename_interface(
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    read = {i for node in graph.node for i in node_reads(node)} | {o.name for o in graph.output}
+    read = {i for node in graph.node for i in reads(node)} | {o.name for o in graph.output}
     kept = [t for t in graph.initializer if t.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
