@@ -170,7 +170,7 @@ def ours(model, ids: np.ndarray, delays: int, method: str, threads: int | None):
     sizes = {c.name: c.size for c in step.differentiable}
 
     def run(start: int, stop: int):
-        layout = plan(len(ids), delays, blocks=10)
+        layout = plan(len(ids), delays, blocks=2)
         sums = Accumulator(layout, delays, sizes, step.embedding_size, step.dtype,
                            {"all": np.ones(len(ids), bool)})  # fmt: skip
         state = states[start]
@@ -191,7 +191,7 @@ def main() -> int:
     parser.add_argument("--embedding", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--delays", type=int, default=50)
-    parser.add_argument("--positions", type=int, default=64, help="input positions a repeat")
+    parser.add_argument("--positions", type=int, default=128, help="input positions a repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--json", type=Path, help="also write the numbers there")
@@ -211,7 +211,7 @@ def main() -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     peers = {
-        "torch.func vmap(jacfwd)": torch_func(module, ids, options.delays, 16),
+        "torch.func vmap(jacfwd)": torch_func(module, ids, options.delays, 32),
         "onnx-ad": library(model, ids, options.delays, options.threads),
         "fd": ours(model, ids, options.delays, "fd", options.threads),
         "jvp": ours(model, ids, options.delays, "jvp", options.threads),
