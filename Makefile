@@ -36,7 +36,7 @@ demo: $(VENV)/.runtime ## compare a trained model with its untrained twin, in de
 	$(BIN)/mnemoscope show demo/untrained.nc --state lstm0.c
 	$(BIN)/mnemoscope plot demo/trained.nc demo/untrained.nc --state lstm0.c \
 	  --label trained --label untrained -o demo/memory.png
-	@echo "The figure is demo/memory.png: training makes memory longer and more selective."
+	@echo "The figure is demo/memory.png; README.md says what it shows."
 
 test: $(VENV)/.everything ## lint, types and tests
 	$(BIN)/ruff check .

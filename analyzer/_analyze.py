@@ -100,6 +100,9 @@ def analyze(
     step_graph = build_step(model, np.dtype(precision or "float32"))
     wanted = _check_states(step_graph, states)
     result.check_state_names(wanted)
+    if corpus.unknown:
+        share = corpus.unknown / len(corpus)
+        say(f"{corpus.unknown:,} of {len(corpus):,} tokens ({share:.1%}) are unknown to the model.")
     if step_graph.tokens:
         say(
             "The core also reads the tokens themselves; what reaches the state on that way, past "
@@ -200,7 +203,7 @@ def _check_numbers(corpus: Corpus, delays: int, positions: int | None, blocks: i
     if delays >= len(corpus):
         raise CorpusError(
             f"The corpus has {len(corpus)} positions, too few for a delay of {delays}: it needs "
-            f"at least {delays + 1}. Use a longer corpus or fewer --delays."
+            f"at least {delays + 1}. Use a longer corpus or a smaller --delays."
         )
     if positions is not None and positions < 1:
         raise MnemoscopeError(f"The number of positions must be 1 or more, not {positions}.")

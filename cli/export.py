@@ -83,6 +83,8 @@ def torch(
     report = pytorch.export(load_object(reference), output, **_given(options))
     for line in _lines(report):
         click.echo(line)
+    if options["weights"] is None:
+        click.echo("No --weights given: the weights are as OBJECT left them.")
     click.echo(f"Written to {output}; next: mnemoscope inspect {output}")
 
 
@@ -108,6 +110,6 @@ def _shapes(text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise MnemoscopeError(
-            f"--state-shapes must be JSON, such as '[[1, 256], [1, 256]]'; found {text!r} "
+            f"--state-shapes must be JSON, such as '[[1, "N", 256], [1, "N", 256]]'; found {text!r} "
             f"({error})."
         ) from error

@@ -62,6 +62,7 @@ def plot(
     figure = memory_figure(named, title=title)
     with replacing(output) as temporary:
         figure.savefig(temporary, dpi=150)
+    click.echo(f"Written to {output}.")
 
 
 def _names(results: tuple[str, ...]) -> list[str]:

@@ -27,7 +27,8 @@ def page() -> str:
     """The whole page."""
     parts = ["# Commands", "", "Written by `make docs` from the help of each command."]
     for name, command in commands(main, "mnemoscope"):
-        context = click.Context(command, info_name=name, terminal_width=88, max_content_width=88)
+        context = click.Context(command, info_name=name, terminal_width=88, max_content_width=88,
+                                help_option_names=main.context_settings.get("help_option_names"))  # fmt: skip
         parts += ["", f"## {name}", "", "```", command.get_help(context).rstrip(), "```"]
     return "\n".join(parts) + "\n"
 

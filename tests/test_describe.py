@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mnemoscope.analyzer import describe, open_model
 from mnemoscope.analyzer.linearize import _rules
+from onnx import helper, numpy_helper
 
 
 @pytest.fixture
@@ -73,3 +74,24 @@ def test_parameters_are_counted(told):
     weights = models.V * models.E + models.E * models.H + models.H**2 + models.H * models.V
     assert told(models.flat())["parameters"] == {"count": weights, "bytes": 4 * weights}
     assert told(models.flat(dtype="float16"))["parameters"]["bytes"] == 2 * weights
+
+
+def test_layers_stacked_and_reshaped_keep_their_own_blocks(tmp_path):
+    """What torch writes for two layers: states joined, reshaped, and taken apart by layer."""
+    model = models.fused("LSTM", layers=2)
+    for output in [n for n in model.graph.node if n.op_type == "Concat"]:
+        joined = output.output[0]
+        output.output[0] = f"{joined}/joined"
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.array([2, -1, models.H]), f"{joined}/shape")
+        )
+        model.graph.node.append(
+            helper.make_node("Reshape", [f"{joined}/joined", f"{joined}/shape"], [joined])
+        )
+    blocks = describe(open_model(models.save(model, tmp_path / "m.onnx")))["blocks"]
+    names = list(blocks)
+    low, high = (n for n in names if n.endswith("0.c")), (n for n in names if n.endswith("1.c"))
+    (c0,), (c1,) = tuple(low), tuple(high)
+    assert blocks[c0][c0] == "diagonal"
+    assert blocks[c0][c1] == "zero"
+    assert blocks[c1][c0] == "dense"

@@ -44,7 +44,7 @@ def test_readme_commands_run(tmp_path):
         words = shlex.split(line.replace("--positions 3000", "--positions 150"))
         command = [sys.executable, "-m", "mnemoscope.cli", *words[1:]]
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    code = re.search(r"```python\n(.*?)```", text, re.S).group(1)
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "open_model" in c]
     code = code.replace("positions=500", "positions=100")
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / "r.nc").exists()

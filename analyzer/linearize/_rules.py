@@ -300,7 +300,14 @@ def _structural(use: Use) -> list[Blocks]:
 
 
 def parts_of(use: Use) -> list[Part]:
-    """The operands of a Concat, with their places in the result."""
+    """What a Concat joined in the node's first output, with the places of the pieces.
+
+    Operators that keep the order of the elements hand on what they were given.
+    """
+    if use.node.op_type in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"):
+        return use.parts
+    if use.node.op_type != "Concat":
+        return []
     axis = use.attributes["axis"] % use.y().rank
     shapes = [use.x(i).shape for i in range(len(use.inputs))]
     places = np.arange(math.prod(use.y().shape)).reshape(use.y().shape)

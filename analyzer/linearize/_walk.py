@@ -115,7 +115,7 @@ def walk(
             kept = {s: b for s, b in derivative.items() if not _is_zero(b)}
             if name and kept and _is_float(facts, name):
                 blocks[name] = kept
-        if node.op_type == "Concat" and not obstacles:
+        if not obstacles:
             joined[node.output[0]] = parts_of(use)
     return blocks, missing
 
