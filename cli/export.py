@@ -110,6 +110,6 @@ def _shapes(text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise MnemoscopeError(
-            f"--state-shapes must be JSON, such as '[[1, "N", 256], [1, "N", 256]]'; found {text!r} "
-            f"({error})."
+            """--state-shapes must be JSON, such as '[[1, "N", 256], [1, "N", 256]]'; found """
+            f"{text!r} ({error})."
         ) from error

@@ -27,8 +27,13 @@ def page() -> str:
     """The whole page."""
     parts = ["# Commands", "", "Written by `make docs` from the help of each command."]
     for name, command in commands(main, "mnemoscope"):
-        context = click.Context(command, info_name=name, terminal_width=88, max_content_width=88,
-                                help_option_names=main.context_settings.get("help_option_names"))  # fmt: skip
+        context = click.Context(
+            command,
+            info_name=name,
+            terminal_width=88,
+            max_content_width=88,
+            help_option_names=main.context_settings.get("help_option_names"),
+        )
         parts += ["", f"## {name}", "", "```", command.get_help(context).rstrip(), "```"]
     return "\n".join(parts) + "\n"
 
