@@ -9,7 +9,7 @@ MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 def test_formats(run, result_file, tmp_path, suffix):
     path = tmp_path / f"f.{suffix}"
     done = run("plot", result_file, result_file, "-o", path, "--title", "A title")
-    assert (done.exit_code, done.output) == (0, "")
+    assert (done.exit_code, done.output) == (0, f"Written to {path}.\n")
     assert path.read_bytes().startswith(MAGIC[suffix])
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"f.{suffix}", "r.nc"]
 
