@@ -38,7 +38,7 @@ class Plan:
     """Which input positions are followed, and where each is counted.
 
     Attributes:
-        stretches: ``[stretch, 2]`` first and last-but-one input position of each.
+        stretches: ``[stretch, 2]`` first input position of each, and one past its last.
         block: ``[position]`` jackknife block of each position, -1 where it is not followed.
         half: ``[position]`` 0 or 1.
         blocks: Number of blocks.

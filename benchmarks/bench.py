@@ -193,6 +193,7 @@ def main() -> int:
     parser.add_argument("--delays", type=int, default=50)
     parser.add_argument("--positions", type=int, default=128, help="input positions a repeat")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32, help="positions vmap takes at once")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     parser.add_argument("--guard", action="store_true",
@@ -211,7 +212,7 @@ def main() -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     peers = {
-        "torch.func vmap(jacfwd)": torch_func(module, ids, options.delays, 32),
+        "torch.func vmap(jacfwd)": torch_func(module, ids, options.delays, options.batch),
         "onnx-ad": library(model, ids, options.delays, options.threads),
         "fd": ours(model, ids, options.delays, "fd", options.threads),
         "jvp": ours(model, ids, options.delays, "jvp", options.threads),

@@ -8,7 +8,7 @@ from onnx import helper
 
 from .._passes import reads
 from ..errors import NoBlockRule, NoDerivative
-from ._blocks import Algebra, Block, Dense, Selection
+from ._blocks import Algebra, Block, Selection
 from ._graph import Builder, Tensor
 from ._linearization import Jacobian, Linearization
 from ._probe import Probe, probe
@@ -145,6 +145,4 @@ def _finish(algebra: Algebra, block: Block | None, rows: int, columns: int) -> J
                 scale = builder.mul(scale, builder.constant(own.reshape(1, -1)))
             return Jacobian("diagonal", builder.expand(scale, (1, columns)).name)
     tensor = algebra.full(block, (1, columns), [0, 1])
-    if isinstance(block, Dense) or tensor.shape != (rows, columns):
-        tensor = builder.reshape(tensor, (rows, columns))
-    return Jacobian("dense", tensor.name)
+    return Jacobian("dense", builder.reshape(tensor, (rows, columns)).name)
