@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from . import _memory, _runtime
+from ._device import DeviceProducts
 from ._files import printable
-from ._products import Products, carried_states
+from ._products import Products, Window, carried_states
+from ._states import Stepper
 from ._version import __version__
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError
 from .linearize import Linearization, Step, build_step, difference_linearization, linearize
-from .linearize._step import runnable
 from .model import MemoryModel
 from .sums import Accumulator, Plan, plan
 
@@ -121,13 +122,14 @@ def analyze(
     budget = _memory.allowed(memory)
     _memory.require(need.least(), budget, "This run", need.advice)
     table = model.embeddings_in(step_graph.dtype)
+    batch = None if provider_name == _runtime.CPU else 1
     if method == "fd":
         scales = _scales(step_graph, corpus, table, provider_name)
-        linear = difference_linearization(step_graph, scales, step)
+        linear = difference_linearization(step_graph, scales, step, batch)
     else:
         if step is not None:
             raise MnemoscopeError("A step width belongs to --method fd; jvp is exact.")
-        linear, obstacle = linearize(step_graph)
+        linear, obstacle = linearize(step_graph, batch)
         if obstacle:
             say(f"No block rule for {obstacle}: dense derivatives through onnx-ad, more slowly.")
     if positions is not None and positions >= len(corpus):
@@ -135,20 +137,27 @@ def analyze(
     whole = need.whole(linear)
     say(f"Memory: about {_memory.shown(whole)} of {_memory.shown(budget)} allowed.")
     _memory.require(whole, budget, "This run", need.advice)
-    products = Products(
-        linear, delays, wanted, provider=provider_name, threads=threads, tf32=bool(tf32)
-    )
-    sums = Accumulator(layout, delays, sizes, step_graph.embedding_size, step_graph.dtype, chosen)
-    total = _work(layout, delays, len(corpus))
-    done = 0
+    products: Products | DeviceProducts
+    if provider_name == _runtime.CPU:
+        products = Products(linear, delays, wanted, table, threads=threads)
+    else:
+        products = DeviceProducts(
+            linear, delays, wanted, table, provider=provider_name, tf32=bool(tf32)
+        )
+    sums = Accumulator(layout, delays, sizes, step_graph.embedding_size, step_graph.dtype, chosen,
+                       products.parts)  # fmt: skip
+
+    def visit(window: Window) -> None:
+        sums.add(window.time, window.first, window.jacobians, window.part)
+
+    total, before = _work(layout, delays, len(corpus)), 0
     starts = _states_at(step_graph, corpus, table, layout.stretches[:, 0], provider_name)
     for (low, high), start in zip(layout.stretches, starts, strict=True):
-        tokens = corpus.ids[low : high + delays]
-        for window in products.run(tokens, table, start, int(low), int(high - low)):
-            sums.add(window.time, window.first, window.jacobians)
-            done += 1
+        tokens, done = corpus.ids[low : high + delays], 0
+        for done in products.run(tokens, start, visit, int(low), int(high - low)):
             if progress:
-                progress(done, total)
+                progress(before + done, total)
+        before += done
     found = sums.result()
     if not all(np.isfinite(s.block_sum).all() for s in found.values()):
         raise MnemoscopeError(
@@ -282,12 +291,13 @@ class _Need:
             self.least()
             - self._tangents(list(self.sizes))
             + more
-            + 6 * dense * item
-            + 3 * linear.model.ByteSize()
+            # Two batches of them, and what makes them.
+            + 6 * linear.batch * dense * item
+            + 4 * linear.model.ByteSize()
         )
 
     def _tangents(self, states: list[str]) -> int:
-        """Two buffers, and what the products hold between operators (about two more)."""
+        """Two buffers, and what the products hold besides (on a GPU two more)."""
         width = sum(c.size for c in self.step.differentiable if c.name in states)
         rows = (self.delays + 1) * self.step.embedding_size
         return 4 * rows * width * self.step.dtype.itemsize
@@ -313,35 +323,23 @@ def _states_at(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The exact states before each of the ascending `times`: read the corpus up to there."""
     now = {c.name: c.initial() for c in step.components}
-    made = None
+    stepper = Stepper(step, table, provider)
     position = 0
     for time_ in times:
-        if time_ > position and made is None:
-            made = _runtime.session(runnable(step), provider)
-        while position < time_:
-            now = _advance(step, made, now, int(corpus.ids[position]), table)
-            position += 1
+        for token in corpus.ids[position:time_]:
+            now = stepper.advance(now, int(token))
+        position = time_
         yield now
-
-
-def _advance(step: Step, made, now: dict[str, np.ndarray], token: int, table: np.ndarray):
-    feeds = {c.input: now[c.name] for c in step.components}
-    feeds[step.embedding] = table[token][None]
-    if step.tokens:
-        feeds[step.tokens] = np.array([[token]], step.tokens_dtype)
-    names = {i.name for i in made.get_inputs()}
-    outputs = _runtime.run(made, None, {n: v for n, v in feeds.items() if n in names})
-    return {c.name: v for c, v in zip(step.components, outputs, strict=True)}
 
 
 def _scales(step: Step, corpus: Corpus, table: np.ndarray, provider: str) -> dict[str, np.ndarray]:
     """How far each coordinate ranges: root mean square over the start of the corpus."""
-    made = _runtime.session(runnable(step), provider)
+    stepper = Stepper(step, table, provider)
     now = {c.name: c.initial() for c in step.components}
     squares = {c.name: np.zeros(c.size) for c in step.differentiable}
     count = min(_SCALE_POSITIONS, len(corpus))
     for token in corpus.ids[:count]:
-        now = _advance(step, made, now, int(token), table)
+        now = stepper.advance(now, int(token))
         for name, total in squares.items():
             total += np.square(now[name][0], dtype=np.float64)
     ranges = {name: np.sqrt(total / count) for name, total in squares.items()}

@@ -1,40 +1,59 @@
 """Forward products: push the tangents of past inputs through one step after another.
 
-The one place where Jacobians are multiplied. At time t each state component has a buffer
-``[delay, E, n]``: row block τ holds ``J_{t,τ} = ∂state_t/∂embedding_{t-τ}``, transposed. A step
-reads row blocks 0 … τ_max-1 of one buffer and writes them, multiplied, to row blocks 1 … τ_max of
-a second one, so the shift by one delay costs nothing; the new input becomes row block 0. The two
-buffers then change roles. Everything runs in one ONNX Runtime call per input position.
+The one place where Jacobians are multiplied on the CPU (`_device.py` does the same on a GPU). At
+time t the states, side by side, have a buffer ``[delay, E, n]`` that holds, transposed,
+``J_{t,τ} = ∂state_t/∂embedding_{t-τ}`` at delay τ. A step reads delays 0 … τ_max-1 of one buffer
+and writes them, multiplied, to delays 1 … τ_max of a second one, so the shift by one delay costs
+nothing; the new input becomes delay 0. The two buffers then change roles.
+
+Matrix products are nearly all of the work, and everything here serves to leave nothing else:
+
+- ONNX Runtime carries the states ahead and linearises several positions in one call, while the
+  products of those before are still running;
+- the coordinates of the embedding are dealt to *parts* that need nothing of each other, so that
+  each product runs on one thread, at its best, and threads do not wait for each other;
+- the dense blocks that multiply one state lie side by side, so that one product serves them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
-import onnxruntime as ort
-from onnx import helper
+from threadpoolctl import threadpool_limits
 
 from . import _runtime
+from ._gemm import gemm_of
+from ._states import States, Stepper
 from .linearize import EMBEDDING, Linearization
+
+_AHEAD = 4  # batches that may be held at once
 
 
 @dataclass(frozen=True)
 class Window:
-    """The Jacobians of one time step.
+    """Jacobians of one time step: some coordinates of the embedding, some neighbouring delays.
 
     Attributes:
         time: Position t of the input just read.
-        first: Smallest delay that is present.
-        jacobians: State → ``[delay, E, n]``, rows from `first` on: views that the next step
-            overwrites.
+        first: Smallest delay.
+        part: Coordinates of the embedding.
+        jacobians: ``[delay, E of the part, n]``, delays from `first` on, the wanted states side by
+            side in the order of `Products.wanted`: a view that the next step overwrites.
     """
 
     time: int
     first: int
-    jacobians: dict[str, np.ndarray]
+    part: slice
+    jacobians: np.ndarray
+
+
+Visit = Callable[[Window], None]
+"""Takes a window; windows of different parts come from different threads at the same time."""
 
 
 class Products:
@@ -45,9 +64,8 @@ class Products:
         max_delay: τ_max.
         wanted: Names of the states that are asked for; others are carried only where one of
             these depends on them.
-        provider: ONNX Runtime provider.
-        threads: Of ONNX Runtime; None lets it choose.
-        tf32: Whether CUDA may round factors to TF32.
+        table: ``[V, E]`` embeddings.
+        threads: How many to use; None means one for each processor.
     """
 
     def __init__(
@@ -55,137 +73,367 @@ class Products:
         linearization: Linearization,
         max_delay: int,
         wanted: list[str],
+        table: np.ndarray,
         *,
-        provider: str = _runtime.CPU,
         threads: int | None = None,
-        tf32: bool = False,
     ) -> None:
-        self.step = linearization.step
         self.max_delay, self.wanted = max_delay, wanted
         self.carried = carried_states(linearization, wanted)
-        self.provider = provider
-        self._session = _runtime.session(
-            _advance_model(linearization, self.carried),
-            provider,
-            threads=threads,
-            tf32=tf32,
-        )
-        step = self.step
-        self.sizes = {c.name: c.size for c in step.differentiable if c.name in self.carried}
-        shape = (max_delay + 1, step.embedding_size)
-        self._buffers = [
-            {name: _Buffer((*shape, n), step.dtype, provider) for name, n in self.sizes.items()}
-            for _ in range(2)
-        ]
-        self._states = [
-            {c.name: _Buffer((1, c.size), c.dtype, provider) for c in step.components}
-            for _ in range(2)
-        ]
-        self._bindings: dict[tuple[int, int, int], ort.IOBinding] = {}
-        self._embedding = _Buffer((1, step.embedding_size), step.dtype, provider)
-        self._tokens = _Buffer((1, 1), step.tokens_dtype, provider)
+        self._threads = threads or processors()
+        layout = _Layout(linearization, self.carried, wanted)
+        self._reader = _Reader(linearization, layout, table, self._threads)
+        step = linearization.step
+        self.parts = parts_of(step.embedding_size, self._threads)
+        self._parts = [_Part(layout, step.dtype, max_delay, part) for part in self.parts]
 
     def run(
         self,
         tokens: np.ndarray,
-        table: np.ndarray,
-        start: dict[str, np.ndarray],
+        start: States,
+        visit: Visit,
         begin: int = 0,
         inputs: int | None = None,
-    ) -> Iterator[Window]:
-        """Read `tokens` and yield the Jacobians after each.
+    ) -> Iterator[int]:
+        """Read `tokens` and visit the Jacobians after each; yields how many have been read.
 
         Args:
             tokens: ``[time]`` ids.
-            table: ``[V, E]`` embeddings.
             start: State → ``[1, n]``, its value before the first token.
+            visit: Called for every position, part and range of delays.
             begin: Time of the first token in the corpus.
             inputs: How many of the tokens, from the first, are inputs whose memory is followed;
                 those after them only let time pass. None means all.
         """
         inputs = len(tokens) if inputs is None else inputs
-        now = 0
-        for name, value in start.items():
-            self._states[now][name].write(value)
-        for i, token in enumerate(tokens):
-            self._embedding.write(table[token][None])
-            self._tokens.write(np.array([[token]]))
-            # Delays present before this token, and after it.
-            low, high = max(0, i - inputs), min(i, self.max_delay)
-            following = low < high or i < inputs
-            if not following:
-                break
-            binding = self._binding(now, low, high, i < inputs)
+        batches = self._reader.read(tokens[: inputs + self.max_delay], start, begin)
+        stretch = _Stretch(begin, inputs, visit)
+        with threadpool_limits(1, user_api="blas"):
+            yield from _Pipeline(batches, self._parts, stretch, self._threads).run()
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Neighbouring input positions, as in `Products.run`."""
+
+    begin: int
+    inputs: int
+    visit: Visit
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The blocks of a few positions.
+
+    Attributes:
+        first: Number of the first position within the stretch.
+        count: How many there are.
+        values: Key of a `_Term` → ``[position, n]`` (diagonal) or ``[position, source, n]``
+            (dense), with 1 for ``position`` where all have the same.
+    """
+
+    first: int
+    count: int
+    values: dict[str, np.ndarray]
+
+    def at(self, key: str, position: int) -> np.ndarray:
+        """The value of one position."""
+        value = self.values[key]
+        return value[position if len(value) > 1 else 0]
+
+
+class _Reader:
+    """Carries the states ahead and linearises the step, several positions in one call."""
+
+    def __init__(
+        self, linearization: Linearization, layout: _Layout, table: np.ndarray, threads: int
+    ) -> None:
+        self._step, self._batch, self._table = linearization.step, linearization.batch, table
+        self._layout = layout
+        self._stepper = Stepper(self._step, table)
+        self._names = layout.tensors
+        model = _runtime.with_outputs(linearization.model, self._names)
+        # Block rules take little time, well spent beside the products on one thread. The other
+        # methods take most of it.
+        few = linearization.method == "jvp"
+        self._session = _runtime.session(model, threads=1 if few else threads, spinning=False)
+        self._reads = {i.name for i in self._session.get_inputs()}
+
+    def read(self, tokens: np.ndarray, start: States, begin: int) -> Iterator[_Batch]:
+        """The blocks of every position in turn, from the states before the first."""
+        step, now = self._step, start
+        for low in range(0, len(tokens), self._batch):
+            ids = tokens[low : low + self._batch]
+            before = []
             try:
-                self._session.run_with_iobinding(binding)
+                for token in ids:
+                    before.append(now)
+                    now = self._stepper.advance(now, int(token))
+                # The last batch is filled up: a graph is made for one number of positions.
+                before += [before[-1]] * (self._batch - len(ids))
+                filled = np.concatenate([ids, np.repeat(ids[-1:], self._batch - len(ids))])
+                feeds = {c.input: np.concatenate([b[c.name] for b in before])
+                         for c in step.components}  # fmt: skip
+                feeds[step.embedding] = self._table[filled]
+                if step.tokens:
+                    feeds[step.tokens] = filled[:, None].astype(step.tokens_dtype)
+                feeds = {n: v for n, v in feeds.items() if n in self._reads}
+                found = self._session.run(self._names, feeds) if self._names else []
             except Exception as error:
-                raise _runtime.failed(error, f"at position {begin + i}") from error
-            now = 1 - now
-            first = 0 if i < inputs else low + 1
-            stop = min(i, self.max_delay) + 1
-            yield Window(
-                begin + i,
-                first,
-                {n: self._buffers[now][n].numpy(first, stop) for n in self.wanted},
-            )
-
-    def _binding(self, now: int, low: int, high: int, insert: bool) -> ort.IOBinding:
-        """The binding that reads delays [low, high) of one buffer and writes them one later."""
-        key = (now, low if insert else -1 - low, high)
-        if key in self._bindings:
-            return self._bindings[key]
-        binding = self._session.io_binding()
-        old, new = self._buffers[now], self._buffers[1 - now]
-        feeds = {self.step.embedding: self._embedding}
-        if self.step.tokens:
-            feeds[self.step.tokens] = self._tokens
-        feeds.update({c.input: self._states[now][c.name] for c in self.step.components})
-        present = {i.name for i in self._session.get_inputs()}
-        for name, buffer in feeds.items():
-            if name in present:
-                buffer.bind(binding.bind_input, name)
-        for c in self.step.components:
-            self._states[1 - now][c.name].bind(binding.bind_output, c.output)
-        for name in self.carried:
-            rows = f"{self.step.prefix}tangent/{name}"
-            if rows in present:
-                old[name].bind(binding.bind_input, rows, low, high)
-            new[name].bind(binding.bind_output, f"{rows}/next", low + 1, high + 1)
-            if insert:
-                new[name].bind(binding.bind_output, f"{rows}/new", 0, 1)
-        self._bindings[key] = binding
-        return binding
+                raise _runtime.failed(error, f"near position {begin + low}") from error
+            values = dict(zip(self._names, found, strict=True))
+            yield _Batch(low, len(ids), self._layout.arrange(values))
 
 
-class _Buffer:
-    """Memory on the provider's device whose leading rows can be bound in part."""
+@dataclass(frozen=True)
+class _Term:
+    """What one source adds to some neighbouring columns of the buffer.
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, provider: str) -> None:
-        self.device = "cuda" if provider == _runtime.CUDA else "cpu"
-        self.array = np.zeros(shape, dtype)
-        self.value = None
-        if self.device == "cuda":
-            self.value = ort.OrtValue.ortvalue_from_numpy(self.array, "cuda", 0)
-        self.stride = self.array.strides[0]
+    Attributes:
+        kind: ``dense``, ``diagonal`` or ``identity``.
+        source: Columns of the source; None for the embedding.
+        states: Columns that it adds to.
+        tensors: What holds the blocks, side by side.
+    """
 
-    def bind(self, method, name: str, low: int = 0, high: int | None = None) -> None:
-        """Bind rows [low, high), flattened to a matrix, as an input or output."""
-        high = self.array.shape[0] if high is None else high
-        shape = [(high - low) * int(np.prod(self.array.shape[1:-1])), self.array.shape[-1]]
-        base = self.value.data_ptr() if self.value else self.array.ctypes.data
-        method(name, self.device, 0, self.array.dtype.type, shape, base + low * self.stride)
+    kind: str
+    source: slice | None
+    states: slice
+    tensors: tuple[str, ...]
 
-    def write(self, value: np.ndarray) -> None:
-        """Replace the whole content."""
-        self.array[...] = value
-        if self.value:
-            self.value.update_inplace(self.array)
+    @property
+    def key(self) -> str:
+        """Its name among the values of a batch."""
+        return "|".join(self.tensors)
 
-    def numpy(self, low: int, high: int) -> np.ndarray:
-        """Rows [low, high) on the host: a view on the CPU, a copy otherwise."""
-        if self.value:
-            return self.value.numpy()[low:high]
-        return self.array[low:high]
+
+class _Layout:
+    """Where each state lies in the buffers, and which terms make up a step."""
+
+    def __init__(self, linearization: Linearization, carried: list[str], wanted: list[str]) -> None:
+        sizes = {c.name: c.size for c in linearization.step.differentiable}
+        self.spans: dict[str, slice] = {}
+        self.width = 0
+        for state in [*wanted, *(s for s in carried if s not in wanted)]:
+            self.spans[state] = slice(self.width, self.width + sizes[state])
+            self.width += sizes[state]
+        self.wanted = sum(sizes[s] for s in wanted)
+        self.terms = [t for source in self.spans for t in self._of(linearization, source)]
+        self.new = self._of(linearization, EMBEDDING)
+
+    def _of(self, linearization: Linearization, source: str) -> list[_Term]:
+        """The terms of a source: neighbouring dense blocks as one."""
+        found: list[_Term] = []
+        for state, span in self.spans.items():
+            j = linearization.jacobians[state, source]
+            if j.kind == "zero":
+                continue
+            names = (j.tensor,) if j.tensor else ()
+            term = _Term(j.kind, self.spans.get(source), span, names)
+            last = found[-1] if found else None
+            if last and last.kind == term.kind == "dense" and last.states.stop == span.start:
+                found[-1] = replace(last, states=slice(last.states.start, span.stop),
+                                    tensors=last.tensors + names)  # fmt: skip
+            else:
+                found.append(term)
+        return found
+
+    @property
+    def tensors(self) -> list[str]:
+        """All that the graph has to give."""
+        return sorted({name for term in (*self.terms, *self.new) for name in term.tensors})
+
+    def arrange(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What ONNX Runtime gave, as `_Batch` holds it."""
+        arranged = {}
+        for term in (*self.terms, *self.new):
+            parts = [values[name] for name in term.tensors]
+            if term.kind == "diagonal":
+                arranged[term.key] = parts[0]
+            elif term.kind == "dense":  # [source, position, state] → [position, source, states]
+                shape = (max(p.shape[1] for p in parts), len(parts[0]),
+                         sum(p.shape[2] for p in parts))  # fmt: skip
+                out, low = np.empty(shape, parts[0].dtype), 0
+                for p in parts:
+                    out[:, :, low : low + p.shape[2]] = np.moveaxis(p, 1, 0)
+                    low += p.shape[2]
+                arranged[term.key] = out
+        return arranged
+
+
+class _Part:
+    """Some coordinates of the embedding, carried through all steps."""
+
+    def __init__(self, layout: _Layout, dtype: np.dtype, max_delay: int, part: slice) -> None:
+        self._layout, self._part, self._max_delay = layout, part, max_delay
+        shape = (max_delay + 1, part.stop - part.start, layout.width)
+        self._now, self._next = np.zeros(shape, dtype), np.zeros(shape, dtype)
+        self._gemm = gemm_of(dtype)
+        # What comes first in a column is written there, what follows is added. Scalings first,
+        # since a product can add at no cost.
+        order = {"diagonal": 0, "identity": 1, "dense": 2}
+        fresh, zeroed = np.ones(layout.width, bool), np.zeros(layout.width, bool)
+        self._plan: list[tuple[_Term, bool]] = []
+        for term in sorted(layout.terms, key=lambda t: order[t.kind]):
+            here = fresh[term.states]
+            self._plan.append((term, not here.all()))
+            if not here.all():
+                zeroed[term.states] |= here
+            here[:] = False
+        self._zeroed = np.flatnonzero(zeroed | fresh)
+
+    def advance(self, batch: _Batch, stretch: _Stretch) -> None:
+        """Take the positions of a batch."""
+        with np.errstate(over="ignore", invalid="ignore"):  # refused once, at the end
+            for i in range(batch.count):
+                position = batch.first + i
+                insert = position < stretch.inputs
+                # Delays present before this token: those of the inputs among the words before.
+                low, high = max(0, position - stretch.inputs), min(position, self._max_delay)
+                self._multiply(batch, i, low, high)
+                if insert:
+                    self._insert(batch, i)
+                first = 0 if insert else low + 1
+                rows = self._next[first : high + 1, :, : self._layout.wanted]
+                stretch.visit(Window(stretch.begin + position, first, self._part, rows))
+                self._now, self._next = self._next, self._now
+
+    def _multiply(self, batch: _Batch, i: int, low: int, high: int) -> None:
+        """``T_s' = Σ_x T_x · J[s, x]`` for delays [low, high), written one delay later."""
+        if low == high:
+            return
+        old = self._now[low:high].reshape(-1, self._layout.width)
+        new = self._next[low + 1 : high + 1].reshape(-1, self._layout.width)
+        if self._zeroed.size:
+            new[:, self._zeroed] = 0
+        for term, add in self._plan:
+            tangents, out = old[:, term.source], new[:, term.states]
+            if term.kind == "dense":
+                self._gemm(tangents, batch.at(term.key, i), out, add)
+            elif term.kind == "identity":
+                np.add(out, tangents, out=out) if add else np.copyto(out, tangents)
+            elif add:
+                out += tangents * batch.at(term.key, i)
+            else:
+                np.multiply(tangents, batch.at(term.key, i), out=out)
+
+    def _insert(self, batch: _Batch, i: int) -> None:
+        """Write ``∂state/∂embedding`` at delay 0; what is zero there was never written."""
+        out, at = self._next[0], np.arange(self._part.start, self._part.stop)
+        for term in self._layout.new:
+            if term.kind == "dense":
+                out[:, term.states] = batch.at(term.key, i)[self._part]
+            else:
+                values = batch.at(term.key, i)[at] if term.tensors else 1
+                out[at - self._part.start, term.states.start + at] = values
+
+
+class _Pipeline:
+    """Threads that read batches ahead and take each part through them, none waiting for all."""
+
+    def __init__(
+        self, batches: Iterator[_Batch], parts: list[_Part], stretch: _Stretch, threads: int
+    ) -> None:
+        self._batches, self._parts, self._stretch = batches, parts, stretch
+        self._changed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"products-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        self._ready: dict[int, _Batch] = {}  # those that a part has still to take
+        self._read = 0  # batches so far
+        self._reading = self._ended = False
+        self._taken = [0] * len(parts)  # batches so far, by each part
+        self._busy: set[int] = set()
+        self._passed = 0  # positions that all parts have taken
+        self._stopped = False
+        self._error: BaseException | None = None
+
+    def run(self) -> Iterator[int]:
+        """Work to the end; yields how many positions are done."""
+        for thread in self._threads:
+            thread.start()
+        shown, finished = 0, False
+        try:
+            while not finished:
+                with self._changed:
+                    while not (self._error or self._passed > shown or self._finished()):
+                        self._changed.wait()
+                    if self._error:
+                        raise self._error
+                    passed, finished = self._passed, self._finished()
+                if passed > shown:
+                    yield passed
+                    shown = passed
+        finally:
+            with self._changed:
+                self._stopped = True
+                self._changed.notify_all()
+            for thread in self._threads:
+                thread.join()
+
+    def _finished(self) -> bool:
+        return self._ended and min(self._taken) == self._read
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stopped and (job := self._choose()) is None:
+                    self._changed.wait()
+                if self._stopped:
+                    return
+            try:
+                job()  # type: ignore[misc]  # not None here
+            except BaseException as error:
+                with self._changed:
+                    self._error, self._stopped = error, True
+                    self._changed.notify_all()
+                return
+
+    def _choose(self) -> Callable[[], None] | None:
+        """What a free thread does next: read where a part may soon wait, else the last part."""
+        may_read = not (self._reading or self._ended) and self._read - min(self._taken) < _AHEAD
+        free = [p for p, n in enumerate(self._taken) if p not in self._busy and n < self._read]
+        if may_read and (not free or self._read - max(self._taken) < _AHEAD // 2):
+            self._reading = True
+            return self._read_one
+        if not free:
+            return None
+        part = min(free, key=lambda p: self._taken[p])
+        self._busy.add(part)
+        return lambda: self._take_one(part)
+
+    def _read_one(self) -> None:
+        batch = next(self._batches, None)
+        with self._changed:
+            self._reading = False
+            if batch is None:
+                self._ended = True
+            else:
+                self._ready[self._read] = batch
+                self._read += 1
+            self._changed.notify_all()
+
+    def _take_one(self, part: int) -> None:
+        number = self._taken[part]
+        self._parts[part].advance(self._ready[number], self._stretch)
+        with self._changed:
+            self._busy.discard(part)
+            self._taken[part] += 1
+            if min(self._taken) > number:
+                self._passed += self._ready.pop(number).count
+            self._changed.notify_all()
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parts_of(size: int, threads: int) -> list[slice]:
+    """Coordinates 0 … size-1 dealt to as many parts as there are threads."""
+    number = min(size, threads)
+    edges = np.arange(number + 1) * size // number
+    return [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
 
 
 def carried_states(linearization: Linearization, wanted: list[str]) -> list[str]:
@@ -200,76 +448,3 @@ def carried_states(linearization: Linearization, wanted: list[str]) -> list[str]
         if more <= needed:
             return [c.name for c in linearization.step.differentiable if c.name in needed]
         needed |= more
-
-
-def _advance_model(linearization: Linearization, carried: list[str]) -> onnx.ModelProto:
-    """The linearised step, extended by the products.
-
-    For state s with tangents T: ``T_s' = Σ_x T_x · J[s, x]``, one matrix product per dense
-    block, one scaling per diagonal, none for zero and identity.
-    """
-    step = linearization.step
-    model = onnx.ModelProto()
-    model.CopyFrom(linearization.model)
-    graph, count = model.graph, 0
-    element = helper.np_dtype_to_tensor_dtype(step.dtype)
-
-    def emit(op: str, *inputs: str, out: str | None = None) -> str:
-        nonlocal count
-        count += 1
-        name = out or f"{step.prefix}product/{count}"
-        graph.node.append(helper.make_node(op, list(inputs), [name], name=name))
-        return name
-
-    sizes = {c.name: c.size for c in step.differentiable}
-    rows = {s: f"{step.prefix}tangent/{s}" for s in carried}
-    read = set()
-    for state in carried:
-        terms = []
-        for source in carried:
-            block = linearization.jacobians[state, source]
-            if block.kind == "zero":
-                continue
-            read.add(source)
-            if block.kind == "identity":
-                terms.append(rows[source])
-            else:
-                op = "MatMul" if block.kind == "dense" else "Mul"
-                terms.append(emit(op, rows[source], str(block.tensor)))
-        out = f"{rows[state]}/next"
-        if not terms:  # nothing is remembered of this state: its tangents are zero
-            read.add(state)
-            terms = [emit("Sub", rows[state], rows[state])]
-        for i, term in enumerate(terms[1:], 1):
-            terms[0] = emit("Add", terms[0], term, out=out if i == len(terms) - 1 else None)
-        if len(terms) == 1:
-            emit("Identity", terms[0], out=out)
-        new = linearization.jacobians[state, EMBEDDING]
-        fresh = f"{rows[state]}/new"
-        if new.kind == "dense":
-            emit("Identity", str(new.tensor), out=fresh)
-        else:
-            _insert_simple(graph, step, new, fresh, sizes[state])
-        graph.output.append(helper.make_tensor_value_info(out, element, None))
-        graph.output.append(
-            helper.make_tensor_value_info(fresh, element, [step.embedding_size, sizes[state]])
-        )
-    graph.input.extend(
-        helper.make_tensor_value_info(rows[s], element, ["rows", sizes[s]])
-        for s in carried
-        if s in read
-    )
-    return model
-
-
-def _insert_simple(graph, step, block, out: str, size: int) -> None:
-    """An embedding block that is zero, identity or diagonal, as a matrix."""
-    values = np.zeros((step.embedding_size, size), step.dtype)
-    if block.kind != "zero":
-        np.fill_diagonal(values, 1)
-    name = f"{out}/pattern"
-    graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-    if block.kind == "diagonal":
-        graph.node.append(helper.make_node("Mul", [name, block.tensor], [out], name=out))
-    else:
-        graph.node.append(helper.make_node("Identity", [name], [out], name=out))

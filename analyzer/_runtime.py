@@ -28,8 +28,17 @@ def session(
     threads: int | None = None,
     tf32: bool = False,
     optimize: bool = True,
+    spinning: bool = True,
 ) -> ort.InferenceSession:
     """A session that runs `model` on `provider` and on no other.
+
+    Args:
+        model: The graph.
+        provider: What runs it.
+        threads: Within one operator; None lets ONNX Runtime choose.
+        tf32: Let CUDA round the factors of products to TF32.
+        optimize: Let ONNX Runtime fuse operators.
+        spinning: Keep idle threads busy waiting: faster alone, a nuisance to other threads.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
@@ -39,6 +48,8 @@ def session(
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers: list = [CPU]
@@ -82,18 +93,23 @@ def failed(error: Exception, where: str = "") -> ModelError:
     return ModelError(f"The model does not run{where and ' '}{where}: {_first_line(error)}")
 
 
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """`model` with other tensors of its main graph as outputs."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    return exposed
+
+
 def evaluate(
     model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Values of any tensors of the main graph, optional outputs that a node omits left out."""
     if not names:
         return {}
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    del exposed.graph.output[:]
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
     # Unoptimised, since a fusion would remove tensors that are asked for.
-    made = session(exposed, optimize=False)
+    made = session(with_outputs(model, names), optimize=False)
     values = run(made, list(names), feeds)
     return {n: np.asarray(v) for n, v in zip(names, values, strict=True)}
 

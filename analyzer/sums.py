@@ -5,7 +5,7 @@ A mean, a singular value, its standard error and its noise floor all derive from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +114,8 @@ class Accumulator:
 
     Additions go to a single-precision staging sum per block and half (when the Jacobians are in
     single precision), which moves to double precision every few hundred, so that rounding does
-    not grow with the length of the corpus.
+    not grow with the length of the corpus. Different parts of the embedding may be added by
+    different threads.
 
     Args:
         plan: Where each position counts.
@@ -123,6 +124,7 @@ class Accumulator:
         embedding: E.
         dtype: Of the Jacobians.
         groups: Group → ``[position]`` booleans, the input positions that belong to it.
+        parts: Ranges of the embedding's coordinates in which windows come; None means whole.
     """
 
     def __init__(
@@ -133,31 +135,45 @@ class Accumulator:
         embedding: int,
         dtype: np.dtype,
         groups: Mapping[str, np.ndarray],
+        parts: Sequence[slice] | None = None,
     ) -> None:
-        self._plan, self._dtype = plan, np.dtype(dtype)
+        self._plan = plan
         self._groups = [np.asarray(mask, bool) for mask in groups.values()]
-        self._shape = (len(self._groups), max_delay + 1)
-        self._cells = {name: (*self._shape, embedding, n) for name, n in sizes.items()}
-        self._block_sum = {n: np.zeros((plan.blocks, *s)) for n, s in self._cells.items()}
-        self._half_sum = {n: np.zeros(s) for n, s in self._cells.items()}
-        self._block_count = np.zeros((plan.blocks, *self._shape), np.int64)
-        self._half_count = np.zeros(self._shape, np.int64)
-        self._staged: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-        self._additions: dict[tuple[int, int], int] = {}
+        shape = (len(self._groups), max_delay + 1)
+        ends = np.cumsum([0, *sizes.values()])
+        self._spans = {
+            name: slice(int(a), int(b))
+            for name, a, b in zip(sizes, ends[:-1], ends[1:], strict=True)
+        }
+        cells = (*shape, embedding, int(ends[-1]))
+        self._block_sum = np.zeros((plan.blocks, *cells))
+        self._half_sum = np.zeros(cells)
+        self._block_count = np.zeros((plan.blocks, *shape), np.int64)
+        self._half_count = np.zeros(shape, np.int64)
+        self._staging = {
+            part.start: _Staging(
+                self._block_sum[:, :, :, part], self._half_sum[:, :, part], np.dtype(dtype)
+            )
+            for part in parts or [slice(0, embedding)]
+        }
         # Runs of neighbours that count alike: one addition each, not one per position.
         keys = np.stack([plan.block, plan.half, *self._groups])
         self._edges = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(0)) + 1
 
-    def add(self, time: int, first: int, jacobians: Mapping[str, np.ndarray]) -> None:
+    def add(self, time: int, first: int, jacobians: np.ndarray, part: slice | None = None) -> None:
         """Count the Jacobians of one time step.
 
         Args:
             time: Position t.
             first: Smallest delay among them.
-            jacobians: State → ``[delay, E, n]`` from `first` on.
+            jacobians: ``[delay, E of the part, n]`` from `first` on, the states side by side in
+                the order of `sizes`.
+            part: Coordinates of the embedding; None means all.
         """
+        start = part.start if part else 0
+        staging = self._staging[start]
         newest = time - first
-        oldest = newest - len(next(iter(jacobians.values()))) + 1
+        oldest = newest - len(jacobians) + 1
         cuts = self._edges[
             np.searchsorted(self._edges, oldest, "right") : np.searchsorted(
                 self._edges, newest, "right"
@@ -171,47 +187,27 @@ class Accumulator:
             # Positions low … high-1 are delays time-high+1 … time-low.
             here = slice(time - high + 1, time - low + 1)
             there = slice(here.start - first, here.stop - first)
-            staged = self._stage(key)
+            staged = staging.at(key)
             for g in members:
-                for name, value in jacobians.items():
-                    target = staged[name][g, here]
-                    with np.errstate(over="ignore", invalid="ignore"):  # refused at the end
-                        np.add(target, value[there], out=target)
-                self._block_count[key[0], g, here] += 1
-                if key[1] == 0:
-                    self._half_count[g, here] += 1
-
-    def _stage(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
-        if self._additions.get(key, 0) >= _FLUSH:
-            self._flush(key)
-        if key in self._staged:
-            self._staged[key] = self._staged.pop(key)  # now the last to be given up
-        else:
-            while len(self._staged) >= _STAGED:
-                self._flush(next(iter(self._staged)))
-            self._staged[key] = {n: np.zeros(s, self._dtype) for n, s in self._cells.items()}
-        self._additions[key] = self._additions.get(key, 0) + 1
-        return self._staged[key]
-
-    def _flush(self, key: tuple[int, int]) -> None:
-        for name, value in self._staged.pop(key).items():
-            self._block_sum[name][key[0]] += value
-            if key[1] == 0:
-                self._half_sum[name] += value
-        self._additions[key] = 0
+                target = staged[g, here]
+                np.add(target, jacobians[there], out=target)
+                if start == 0:  # every part sees the same positions
+                    self._block_count[key[0], g, here] += 1
+                    if key[1] == 0:
+                        self._half_count[g, here] += 1
 
     def result(self) -> dict[str, Sums]:
         """The sums so far, per state."""
-        for key in list(self._staged):
-            self._flush(key)
+        for staging in self._staging.values():
+            staging.flush()
         return {
             name: Sums(
-                np.swapaxes(self._block_sum[name], -1, -2),
+                np.swapaxes(self._block_sum[..., span], -1, -2),
                 self._block_count.copy(),
-                np.swapaxes(self._half_sum[name], -1, -2),
+                np.swapaxes(self._half_sum[..., span], -1, -2),
                 self._half_count.copy(),
             )
-            for name in self._cells
+            for name, span in self._spans.items()
         }
 
     @staticmethod
@@ -221,3 +217,42 @@ class Accumulator:
         """Memory of the totals and of the staging sums."""
         cells = groups * delays * embedding * sum(sizes)
         return cells * (8 * (blocks + 1) + _STAGED * itemsize)
+
+
+class _Staging:
+    """Staging sums of one part, by block and half, and the totals that they move to."""
+
+    def __init__(self, block_sum: np.ndarray, half_sum: np.ndarray, dtype: np.dtype) -> None:
+        self._block_sum, self._half_sum, self._dtype = block_sum, half_sum, dtype
+        self._held: dict[tuple[int, int], np.ndarray] = {}
+        self._free: list[np.ndarray] = []
+        self._additions: dict[tuple[int, int], int] = {}
+
+    def at(self, key: tuple[int, int]) -> np.ndarray:
+        """The staging sums of a block and half, for one more addition."""
+        if self._additions.get(key, 0) >= _FLUSH:
+            self._give_up(key)
+        if key in self._held:
+            self._held[key] = self._held.pop(key)  # now the last to be given up
+        else:
+            if len(self._held) >= _STAGED:
+                self._give_up(next(iter(self._held)))
+            self._held[key] = (
+                self._free.pop() if self._free else np.zeros(self._half_sum.shape, self._dtype)
+            )
+        self._additions[key] = self._additions.get(key, 0) + 1
+        return self._held[key]
+
+    def _give_up(self, key: tuple[int, int]) -> None:
+        staged = self._held.pop(key)
+        self._block_sum[key[0]] += staged
+        if key[1] == 0:
+            self._half_sum += staged
+        staged[...] = 0
+        self._free.append(staged)
+        self._additions[key] = 0
+
+    def flush(self) -> None:
+        """Move everything to the totals."""
+        for key in list(self._held):
+            self._give_up(key)

@@ -162,20 +162,24 @@ def ours(model, ids: np.ndarray, delays: int, method: str, threads: int | None):
     table = model.embeddings
     if method == "fd":
         scales = {n: np.full(size, 0.1) for n, (_, size) in step.sources.items()}
-        linear = difference_linearization(step, scales)
+        linear = difference_linearization(step, scales, batch=None)
     else:
-        linear, _ = linearize(step)
+        linear, _ = linearize(step, None)
     names = [c.name for c in step.differentiable]
-    products = Products(linear, delays, names, threads=threads)
+    products = Products(linear, delays, names, table, threads=threads)
     sizes = {c.name: c.size for c in step.differentiable}
 
     def run(start: int, stop: int):
         layout = plan(len(ids), delays, blocks=2)
         sums = Accumulator(layout, delays, sizes, step.embedding_size, step.dtype,
-                           {"all": np.ones(len(ids), bool)})  # fmt: skip
-        state = states[start]
-        for window in products.run(ids[start : stop + delays], table, state, start, stop - start):
-            sums.add(window.time, window.first, window.jacobians)
+                           {"all": np.ones(len(ids), bool)}, products.parts)  # fmt: skip
+
+        def visit(window):
+            sums.add(window.time, window.first, window.jacobians, window.part)
+
+        tokens = ids[start : stop + delays]
+        for _ in products.run(tokens, states[start], visit, start, stop - start):
+            pass
         return {n: s.block_sum.sum(0)[0] for n, s in sums.result().items()}
 
     from mnemoscope.analyzer._analyze import _states_at
@@ -191,7 +195,7 @@ def main() -> int:
     parser.add_argument("--embedding", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--delays", type=int, default=50)
-    parser.add_argument("--positions", type=int, default=128, help="input positions a repeat")
+    parser.add_argument("--positions", type=int, default=512, help="input positions a repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32, help="positions vmap takes at once")
     parser.add_argument("--threads", type=int, default=None)

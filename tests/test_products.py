@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import threading
+from dataclasses import replace
 
 import models
 import numpy as np
+import onnx
 import pytest
-from mnemoscope.analyzer import Corpus, analyze, open_model
+from mnemoscope.analyzer import Corpus, _gemm, _runtime, analyze, open_model
+from mnemoscope.analyzer._device import DeviceProducts
 from mnemoscope.analyzer._products import Products, carried_states
-from mnemoscope.analyzer.linearize import _rules, build_step, linearize
+from mnemoscope.analyzer.linearize import (
+    _rules,
+    build_step,
+    difference_linearization,
+    linearize,
+)
 from mnemoscope.analyzer.roles import ROLES_KEY
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -135,18 +145,46 @@ def test_initialisers_among_the_inputs(model):
         np.testing.assert_array_equal(found[state], value)
 
 
-def windows(opened, corpus, wanted, stretch=None, states=None, **options):
-    """Run the products over a stretch; gives copies of the windows."""
+def windows(opened, corpus, wanted, stretch=None, states=None, device=False, threads=2):
+    """Run the products over a stretch; gives the windows, their parts put together."""
     step = build_step(opened)
-    linear, _ = linearize(step)
-    products = Products(linear, DELAYS, wanted, **options)
+    table = opened.embeddings
+    if device:
+        linear, _ = linearize(step)
+        products = DeviceProducts(linear, DELAYS, wanted, table, provider=_runtime.CPU)
+    else:
+        linear, _ = linearize(step, None)
+        assert linear.batch > 1
+        products = Products(linear, DELAYS, wanted, table, threads=threads)
     low, high = stretch or (0, len(corpus))
     start = states or {c.name: c.initial() for c in step.components}
-    tokens = corpus.ids[low : high + DELAYS]
-    return [
-        (w.time, w.first, {n: j.copy() for n, j in w.jacobians.items()})
-        for w in products.run(tokens, opened.embeddings, start, low, high - low)
-    ]
+    found, lock = {}, threading.Lock()
+
+    def visit(window):
+        with lock:
+            at = found.setdefault(window.time, {})
+            for i, value in enumerate(window.jacobians):
+                at.setdefault(window.first + i, []).append((window.part, value.copy()))
+
+    done = [*products.run(corpus.ids[low : high + DELAYS], start, visit, low, high - low)]
+    assert done[-1] == len(found)
+    windows = []
+    for time in sorted(found):
+        delays, rows, low = found[time], [], 0
+        first = min(delays)
+        assert sorted(delays) == list(range(first, first + len(delays)))
+        for delay in sorted(delays):
+            parts = sorted(delays[delay], key=lambda p: p[0].start)
+            assert [p.start for p, _ in parts] == [p.start for p in products.parts]
+            rows.append(np.concatenate([value for _, value in parts]))
+        joined, whole = {}, np.stack(rows)
+        for name in wanted:
+            size = next(c.size for c in step.components if c.name == name)
+            joined[name] = whole[:, :, low : low + size]
+            low += size
+        assert low == whole.shape[2]
+        windows.append((time, first, joined))
+    return windows
 
 
 def test_window_shapes(model):
@@ -164,7 +202,6 @@ def test_a_stretch_equals_its_positions_of_the_full_run(model):
     opened, corpus = model("lstm"), stream(40)
     wanted = ["lstm0.h", "lstm1.c"]
     whole = {t: (first, j) for t, first, j in windows(opened, corpus, wanted)}
-    from mnemoscope.analyzer import _runtime
     from mnemoscope.analyzer._analyze import _states_at
 
     step = build_step(opened)
@@ -199,6 +236,113 @@ def test_states_that_the_wanted_ones_need_are_carried(model):
     linear, _ = linearize(build_step(model("lstm")))
     assert carried_states(linear, ["lstm0.c"]) == ["lstm0.h", "lstm0.c"]
     assert set(carried_states(linear, ["lstm1.c"])) == {"lstm0.h", "lstm0.c", "lstm1.h", "lstm1.c"}
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_on_a_device_the_products_are_the_same(model, name):
+    # The graph that runs on a GPU, here on the CPU.
+    opened, corpus = model(name), stream(40)
+    wanted = [c.name for c in build_step(opened).differentiable]
+    hosts, devices = (windows(opened, corpus, wanted, (3, 30), device=d) for d in (False, True))
+    for host, device in zip(hosts, devices, strict=True):
+        assert host[:2] == device[:2]
+        for n, j in host[2].items():
+            np.testing.assert_allclose(device[2][n], j, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["jvp", "fd"])
+@pytest.mark.parametrize("name", models.MODELS)
+def test_positions_linearised_together_are_as_one_by_one(model, name, method):
+    step = build_step(model(name))
+    rng = np.random.default_rng(0)
+    feeds = {
+        n: (v + rng.standard_normal(v.shape)).astype(v.dtype)
+        if np.issubdtype(v.dtype, np.floating)
+        else v
+        for n, v in step.example(5).items()
+    }
+    scales = {n: np.full(size, 0.1) for n, (_, size) in step.sources.items()}
+    together, alone = (
+        linearize(step, b)[0]
+        if method == "jvp"
+        else difference_linearization(step, scales, 1e-2, batch=b)
+        for b in (5, 1)
+    )
+    assert (together.batch, alone.batch) == (5, 1)
+    tensors = {k: j.tensor for k, j in together.jacobians.items() if j.tensor}
+    whole = _runtime.evaluate(together.model, list(tensors.values()), feeds)
+    names = [alone.jacobians[k].tensor for k in tensors]
+    for i in range(5):
+        ones = _runtime.evaluate(alone.model, names, {n: v[[i]] for n, v in feeds.items()})
+        for key, tensor in tensors.items():
+            value = whole[tensor]
+            axis = value.ndim - 2
+            value = value.take([i if value.shape[axis] > 1 else 0], axis)
+            one = ones[alone.jacobians[key].tensor]
+            np.testing.assert_allclose(value, one, rtol=1e-3, atol=1e-3)
+
+
+def test_streams_that_mix_are_linearised_one_by_one(model):
+    """A core that subtracts the mean over the batch is right for one stream alone."""
+    opened = model("gru")
+    step = build_step(opened)
+    assert linearize(step, None)[0].batch > 1
+    mixed = onnx.ModelProto()
+    mixed.CopyFrom(step.model)
+    out = step.components[0].output
+    for node in mixed.graph.node:
+        node.output[:] = [f"{n}/own" if n == out else n for n in node.output]
+    axes = numpy_helper.from_array(np.array([0]), "mix/axes")
+    mixed.graph.initializer.append(axes)
+    mixed.graph.node.append(
+        onnx.helper.make_node("ReduceMean", [f"{out}/own", "mix/axes"], ["mix"])
+    )
+    mixed.graph.node.append(onnx.helper.make_node("Mul", [f"{out}/own", "mix"], [out]))
+    assert linearize(replace(step, model=mixed), None)[0].batch == 1
+
+
+def test_an_error_in_a_thread_reaches_the_caller(model):
+    opened, corpus = model("lstm"), stream(60)
+    step = build_step(opened)
+    linear, _ = linearize(step, None)
+    for threads in (1, 2):
+        products = Products(linear, DELAYS, ["lstm0.h"], opened.embeddings, threads=threads)
+        start = {c.name: c.initial() for c in step.components}
+
+        def visit(window):
+            if window.time == 7:
+                raise OverflowError("seven")
+
+        with pytest.raises(OverflowError, match="seven"):
+            list(products.run(corpus.ids, start, visit))
+        assert not [t for t in threading.enumerate() if t.name.startswith("products")]
+        # Given up half-way, it leaves no thread behind either.
+        for _ in products.run(corpus.ids, start, lambda window: None):
+            break
+        gc.collect()
+        assert not [t for t in threading.enumerate() if t.name.startswith("products")]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("library", ["blas", "numpy"])
+def test_gemm_into_columns(dtype, library, monkeypatch):
+    if library == "numpy":
+        monkeypatch.setattr(_gemm, "_routine", lambda name: None)
+    gemm = _gemm.gemm_of(np.dtype(dtype))
+    assert (gemm is _gemm._with_numpy) == (library == "numpy")
+    rng = np.random.default_rng(0)
+    for m, k, n in ((1, 1, 1), (7, 5, 3), (40, 1, 6), (1, 9, 4)):
+        a = rng.standard_normal((m, k + 2)).astype(dtype)[:, 1 : 1 + k]
+        b = rng.standard_normal((k, n + 3)).astype(dtype)[:, :n]
+        whole = rng.standard_normal((m, n + 4)).astype(dtype)
+        before, out = whole.copy(), whole[:, 2 : 2 + n]
+        gemm(a, b, out, True)
+        bar = 1e-5 if dtype == np.float32 else 1e-13
+        np.testing.assert_allclose(out, before[:, 2 : 2 + n] + a @ b, rtol=bar, atol=bar)
+        gemm(a, b, out, False)
+        np.testing.assert_allclose(out, a @ b, rtol=bar, atol=bar)
+        np.testing.assert_array_equal(whole[:, :2], before[:, :2])
+        np.testing.assert_array_equal(whole[:, 2 + n :], before[:, 2 + n :])
 
 
 def test_threads_change_nothing_that_matters(model):

@@ -10,7 +10,7 @@ from ..errors import NoBlockRule, NoDerivative
 from ._dense import dense_linearization
 from ._differences import difference_linearization
 from ._linearization import Jacobian, Linearization
-from ._step import EMBEDDING, Component, Step, build_step
+from ._step import EMBEDDING, Component, Step, build_step, together
 from ._walk import block_linearization
 
 __all__ = [
@@ -27,15 +27,19 @@ __all__ = [
 ]
 
 
-def linearize(step: Step) -> tuple[Linearization, str | None]:
+def linearize(step: Step, batch: int | None = 1) -> tuple[Linearization, str | None]:
     """The exact derivative of a step, and what stood in the way of block rules, if anything.
+
+    Args:
+        step: The step.
+        batch: Positions that one call takes, if block rules cover the step; None chooses.
 
     Raises:
         NoBlockRule: Neither block rules nor onnx-ad cover an operator; the message names it and
             says that finite differences will do.
     """
     try:
-        return block_linearization(step), None
+        return block_linearization(step, batch or _positions(step)), None
     except NoDerivative:
         raise  # onnx-ad would find one, and it would be wrong
     except NoBlockRule as error:
@@ -47,3 +51,9 @@ def linearize(step: Step) -> tuple[Linearization, str | None]:
             f"There is no exact derivative for this model: no block rule for {obstacle}; and "
             f"onnx-ad refuses: {error}. Use --method fd (finite differences) instead."
         ) from None
+
+
+def _positions(step: Step) -> int:
+    """Positions to linearise at once; every block could be dense."""
+    width = sum(c.size for c in step.differentiable)
+    return together(step, width * (width + step.embedding_size) * step.dtype.itemsize)

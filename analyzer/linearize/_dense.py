@@ -54,10 +54,10 @@ def dense_linearization(step: Step) -> Linearization:
     for component, tangent in zip(step.differentiable, tangents, strict=True):
         start = 0
         stem = f"{step.prefix}dense/{component.name}"
-        shape = _constant(result, f"{stem}/shape", [component.size, total])
+        shape = _constant(result, f"{stem}/shape", [1, component.size, total])
         nodes = [
             helper.make_node("Reshape", [tangent, shape], [f"{stem}/matrix"]),
-            helper.make_node("Transpose", [f"{stem}/matrix"], [f"{stem}/rows"], perm=[1, 0]),
+            helper.make_node("Transpose", [f"{stem}/matrix"], [f"{stem}/rows"], perm=[2, 0, 1]),
         ]
         for source, (_, size) in step.sources.items():
             name = f"{stem}/{source}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
+import onnx.compose
 from onnx import helper, numpy_helper
 
 from ..errors import ModelError, ResourceError
 from ._linearization import Jacobian, Linearization
-from ._step import Step, runnable
+from ._step import Step, runnable, together
 
 MAX_ELEMENTS = 2**28  # of the perturbed inputs, all together
 
@@ -21,7 +20,10 @@ def default_step(dtype: np.dtype) -> float:
 
 
 def difference_linearization(
-    step: Step, scales: dict[str, np.ndarray], relative: float | None = None
+    step: Step,
+    scales: dict[str, np.ndarray],
+    relative: float | None = None,
+    batch: int | None = 1,
 ) -> Linearization:
     """``∂f/∂x_i ≈ (f(x + h_i) - f(x - h_i)) / 2h_i``, every coordinate in one batch.
 
@@ -29,6 +31,7 @@ def difference_linearization(
         step: The step.
         scales: Source → ``[n]`` positive, how far each coordinate usually ranges.
         relative: h in units of `scales`; None means eps^(1/3).
+        batch: Positions that one call takes; None chooses.
 
     Raises:
         ModelError: The graph insists on a batch size, or `relative` is no width.
@@ -47,11 +50,14 @@ def difference_linearization(
             f"Finite differences of {total} coordinates need a batch of {rows}, more than fits. "
             "Use --method jvp, or a model with a smaller state or embedding."
         )
+    if batch is None:
+        batch = together(step, 2 * rows * total * step.dtype.itemsize)
     h = default_step(step.dtype) if relative is None else relative
     if not 0 < h < np.inf:
         raise ModelError(f"The step of differences must be a finite number above 0, not {h}.")
-    model = onnx.ModelProto()
-    model.CopyFrom(runnable(step))
+    # The step's own names stay with the points; inside, every name gains a prefix.
+    inner = f"{step.prefix}fd/"
+    model = onnx.compose.add_prefix(runnable(step), inner)
     del model.graph.input[:], model.graph.output[:]
     before, after, jacobians, start = [], [], {}, 0
 
@@ -59,48 +65,56 @@ def difference_linearization(
         model.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
-    def base(name: str) -> str:
-        return f"{name}/base"
-
     element = helper.np_dtype_to_tensor_dtype(step.dtype)
     spans = {}
-    half = np.zeros((total, 1), step.dtype)
-    # Rows: the point itself, every coordinate moved up, every coordinate moved down.
+    half = np.zeros((total, 1, 1), step.dtype)
+    # Rows: the points themselves, every coordinate moved up, every coordinate moved down; each
+    # for all positions.
     for source, (name, size) in sources.items():
         width = np.asarray(scales[source], np.float64) * h
-        move = np.zeros((rows, size), step.dtype)
+        move = np.zeros((rows, 1, size), step.dtype)
         at = np.arange(size)
-        move[1 + start + at, at] = width
-        move[1 + total + start + at, at] = -width
-        half[start : start + size, 0] = 1 / (2 * move[1 + start + at, at])
+        move[1 + start + at, 0, at] = width
+        move[1 + total + start + at, 0, at] = -width
+        half[start : start + size, 0, 0] = 1 / (2 * move[1 + start + at, 0, at])
         spans[source] = (start, start + size)
         start += size
         moves = constant(f"{name}/moves", move)
-        before.append(helper.make_node("Add", [base(name), moves], [name]))
-        model.graph.input.append(helper.make_tensor_value_info(base(name), element, [1, size]))
+        flat = constant(f"{name}/flat", np.array([rows * batch, size], np.int64))
+        before += [
+            helper.make_node("Add", [name, moves], [f"{name}/moved"]),
+            helper.make_node("Reshape", [f"{name}/moved", flat], [inner + name]),
+        ]
+        model.graph.input.append(helper.make_tensor_value_info(name, element, [batch, size]))
     others = [(c.input, c.dtype, c.size) for c in step.components if not c.differentiable]
     if step.tokens:
         others.append((step.tokens, step.tokens_dtype, 1))
     for name, dtype, size in others:
-        shape = constant(f"{name}/rows", np.array([rows, size], np.int64))
-        before.append(helper.make_node("Expand", [base(name), shape], [name]))
+        shape = constant(f"{name}/rows", np.array([rows, batch, size], np.int64))
+        flat = constant(f"{name}/flat", np.array([rows * batch, size], np.int64))
+        before += [
+            helper.make_node("Expand", [name, shape], [f"{name}/all"]),
+            helper.make_node("Reshape", [f"{name}/all", flat], [inner + name]),
+        ]
         kind = helper.np_dtype_to_tensor_dtype(dtype)
-        model.graph.input.append(helper.make_tensor_value_info(base(name), kind, [1, size]))
-    zero, one = (constant(f"{step.prefix}fd/{i}", np.array([i], np.int64)) for i in (0, 1))
-    up = constant(f"{step.prefix}fd/up", np.array([1 + total], np.int64))
-    end = constant(f"{step.prefix}fd/end", np.array([rows], np.int64))
-    scale = constant(f"{step.prefix}fd/half", half)
+        model.graph.input.append(helper.make_tensor_value_info(name, kind, [batch, size]))
+    zero, one = (constant(f"{inner}at/{i}", np.array([i], np.int64)) for i in (0, 1))
+    up = constant(f"{inner}at/up", np.array([1 + total], np.int64))
+    end = constant(f"{inner}at/end", np.array([rows], np.int64))
+    scale = constant(f"{inner}at/half", half)
     for c in step.components:
-        after.append(helper.make_node("Slice", [c.output, zero, one, zero], [base(c.output)]))
+        now = constant(f"{c.output}/rows", np.array([batch], np.int64))
+        after.append(helper.make_node("Slice", [inner + c.output, zero, now, zero], [c.output]))
         kind = helper.np_dtype_to_tensor_dtype(c.dtype)
-        model.graph.output.append(helper.make_tensor_value_info(base(c.output), kind,
-                                                                [1, c.size]))  # fmt: skip
+        model.graph.output.append(helper.make_tensor_value_info(c.output, kind, [batch, c.size]))
         if not c.differentiable:
             continue
-        stem = f"{step.prefix}fd/{c.name}"
+        stem = f"{inner}slopes/{c.name}"
+        shape = constant(f"{stem}/shape", np.array([rows, batch, c.size], np.int64))
         after += [
-            helper.make_node("Slice", [c.output, one, up, zero], [f"{stem}/up"]),
-            helper.make_node("Slice", [c.output, up, end, zero], [f"{stem}/down"]),
+            helper.make_node("Reshape", [inner + c.output, shape], [f"{stem}/all"]),
+            helper.make_node("Slice", [f"{stem}/all", one, up, zero], [f"{stem}/up"]),
+            helper.make_node("Slice", [f"{stem}/all", up, end, zero], [f"{stem}/down"]),
             helper.make_node("Sub", [f"{stem}/up", f"{stem}/down"], [f"{stem}/change"]),
             helper.make_node("Mul", [f"{stem}/change", scale], [f"{stem}/slope"]),
         ]
@@ -113,12 +127,4 @@ def difference_linearization(
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*before, *nodes, *after])
-    renamed = replace(
-        step,
-        embedding=base(step.embedding),
-        tokens=base(step.tokens) if step.tokens else None,
-        components=tuple(
-            replace(c, input=base(c.input), output=base(c.output)) for c in step.components
-        ),
-    )
-    return Linearization(renamed, model, jacobians, "fd")
+    return Linearization(step, model, jacobians, "fd", batch)

@@ -14,13 +14,14 @@ BlockKind = Literal["zero", "identity", "diagonal", "dense"]
 
 @dataclass(frozen=True)
 class Jacobian:
-    """The derivative of one state with respect to one source, for one stream.
+    """The derivative of one state with respect to one source.
 
     Attributes:
         kind: Its structure.
-        tensor: Graph tensor that holds it: ``[1, n]`` for ``diagonal``, ``[source, state]``
-            (transposed, so that rows of tangents multiply it from the left) for ``dense``; None
-            for ``zero`` and ``identity``.
+        tensor: Graph tensor that holds it for each of the positions that one call takes:
+            ``[position, n]`` for ``diagonal``, ``[source, position, state]`` (transposed, so that
+            rows of tangents multiply it from the left) for ``dense``, with 1 for ``position``
+            where all have the same; None for ``zero`` and ``identity``.
     """
 
     kind: BlockKind
@@ -33,14 +34,16 @@ class Linearization:
 
     Attributes:
         step: The step that it linearises.
-        model: ONNX graph with the inputs of `step`, computing the states' successors under the
-            names of `step` and the tensors of `jacobians`.
+        model: ONNX graph with the inputs of `step`, for `batch` positions at once, computing the
+            states' successors under the names of `step` and the tensors of `jacobians`.
         jacobians: (state, source) → block, for every differentiable state and every source
             (the states' names and ``embedding``).
         method: ``jvp``, ``jvp-dense`` (through onnx-ad) or ``fd``.
+        batch: Positions that one call linearises, each from a state of its own.
     """
 
     step: Step
     model: onnx.ModelProto
     jacobians: dict[tuple[str, str], Jacobian]
     method: str
+    batch: int = 1

@@ -24,6 +24,10 @@ EMBEDDING = "embedding"
 
 _COPIES = 8  # of the states, while a step is built and tried
 
+# Positions linearised in one call: enough that the calls themselves cost nothing, few enough that
+# their derivatives stay in a processor's cache until the products have used them.
+_TOGETHER, _TOGETHER_BYTES = 32, 2**23
+
 
 @dataclass(frozen=True)
 class Component:
@@ -217,6 +221,41 @@ def _check_runs(step: Step) -> None:
             )
 
 
+def together(step: Step, size: int) -> int:
+    """How many positions one call may linearise, each as a stream of its own.
+
+    Args:
+        step: The step.
+        size: Bytes that the derivatives of one position take.
+    """
+    batch = min(_TOGETHER, max(1, _TOGETHER_BYTES // max(size, 1)))
+    return batch if batch > 1 and step.batch is None and _streams_apart(step, batch) else 1
+
+
+def _streams_apart(step: Step, batch: int) -> bool:
+    """Whether a batch of streams gives what each gives alone; a core may well insist on one."""
+    rng = np.random.default_rng(1)
+    feeds = {
+        n: (v + 0.3 * rng.standard_normal(v.shape)).astype(v.dtype)
+        if np.issubdtype(v.dtype, np.floating)
+        else v
+        for n, v in step.example(batch).items()
+    }
+    names = [c.output for c in step.components]
+    made = _runtime.session(runnable(step))
+    try:
+        whole = _runtime.run(made, names, feeds)
+        alone = [_runtime.run(made, names, {n: v[i : i + 1] for n, v in feeds.items()})
+                 for i in range(batch)]  # fmt: skip
+    except ModelError:
+        return False
+    return all(
+        value.shape == (batch, c.size)
+        and np.allclose(value, np.concatenate([a[i] for a in alone]), rtol=1e-3, atol=1e-4)
+        for i, (c, value) in enumerate(zip(step.components, whole, strict=True))
+    )
+
+
 def runnable(step: Step) -> onnx.ModelProto:
     """The step's graph in a form that ONNX Runtime can execute in the step's precision.
 
@@ -229,12 +268,13 @@ def runnable(step: Step) -> onnx.ModelProto:
     return step.model
 
 
-def lowered(step: Step) -> onnx.ModelProto:
-    """The step's graph in operators that have block rules, for a batch of 1."""
+def lowered(step: Step, batch: int = 1) -> onnx.ModelProto:
+    """The step's graph in operators that have block rules, for a batch of that size."""
     # Shapes are learned in single precision, in which every recurrent operator runs.
     single = _passes.to_precision(step.model, np.float32)
     feeds = {
-        n: v.astype(np.float32) if v.dtype == np.float64 else v for n, v in step.example().items()
+        n: v.astype(np.float32) if v.dtype == np.float64 else v
+        for n, v in step.example(batch).items()
     }
     if step.dtype == np.float64:
         # Lower in single precision for its shapes; weights then come from the double graph.

@@ -16,17 +16,22 @@ from ._rules import ZERO, Blocks, Part, Use, differentiate, parts_of, rounds
 from ._step import Step, lowered
 
 
-def block_linearization(step: Step) -> Linearization:
-    """The derivatives of one step by block rules, for a batch of one stream.
+def block_linearization(step: Step, batch: int = 1) -> Linearization:
+    """The derivatives of one step by block rules.
+
+    Args:
+        step: The step.
+        batch: Positions that one call is to take; more than 1 needs a step whose streams do not
+            mix (see `_step.together`).
 
     Raises:
         NoBlockRule: Names every operator on the way from a source to a state that has no rule.
     """
-    model = lowered(step)
-    feeds = step.example(1)
+    model = lowered(step, batch)
+    feeds = step.example(batch)
     facts = probe(model, feeds)
     sources = {
-        graph_input: (name, np.arange(size).reshape(1, size))
+        graph_input: (name, np.broadcast_to(np.arange(size), (batch, size)))
         for name, (graph_input, size) in step.sources.items()
     }
     builder = Builder(step.dtype, f"{step.prefix}d")
@@ -39,12 +44,13 @@ def block_linearization(step: Step) -> Linearization:
     for component in step.differentiable:
         for name, (_, size) in step.sources.items():
             block = blocks.get(component.output, {}).get(name)
-            jacobians[component.name, name] = _finish(algebra, block, size, component.size)
+            shape = (batch, component.size)
+            jacobians[component.name, name] = _finish(algebra, block, size, shape)
     result = onnx.ModelProto()
     result.CopyFrom(model)
     result.graph.node.extend(builder.nodes)
     result.graph.initializer.extend(builder.initializers)
-    return Linearization(step, result, jacobians, "jvp")
+    return Linearization(step, result, jacobians, "jvp", batch)
 
 
 def walk(
@@ -129,20 +135,18 @@ def _is_float(facts: Probe, name: str) -> bool:
     return name in facts.dtypes and np.issubdtype(facts.dtypes[name], np.floating)
 
 
-def _finish(algebra: Algebra, block: Block | None, rows: int, columns: int) -> Jacobian:
-    """The simplest kind that holds a block of a flat ``[1, columns]`` state."""
+def _finish(algebra: Algebra, block: Block | None, rows: int, shape: tuple[int, int]) -> Jacobian:
+    """The simplest kind that holds a block of a state of `shape` ``[position, n]``."""
     if block is None:
         return Jacobian("zero", None)
     builder = algebra.builder
-    if isinstance(block, Selection) and rows == columns:
-        index = block.index.reshape(-1)
-        own = index == np.arange(columns)
+    if isinstance(block, Selection) and rows == shape[1]:
+        own = block.index == np.arange(rows)
         if own.all() and block.scale is None:
             return Jacobian("identity", None)
-        if (own | (index < 0)).all():
+        if (own | (block.index < 0)).all():
             scale = block.scale or builder.constant(np.ones((1, 1)))
             if not own.all():
-                scale = builder.mul(scale, builder.constant(own.reshape(1, -1)))
-            return Jacobian("diagonal", builder.expand(scale, (1, columns)).name)
-    tensor = algebra.full(block, (1, columns), [0, 1])
-    return Jacobian("dense", builder.reshape(tensor, (rows, columns)).name)
+                scale = builder.mul(scale, builder.constant(own))
+            return Jacobian("diagonal", builder.expand(scale, (scale.shape[0], rows)).name)
+    return Jacobian("dense", algebra.full(block, shape, [1]).name)
