@@ -13,7 +13,7 @@ import numpy as np
 from . import _memory, _runtime
 from ._device import DeviceProducts
 from ._files import printable
-from ._products import Products, Window, carried_states
+from ._products import AHEAD, Products, Window, carried_states
 from ._states import Stepper
 from ._version import __version__
 from .corpus import Corpus
@@ -73,7 +73,7 @@ def analyze(
         step: Of ``fd``, in units of each coordinate's own range; default eps^(1/3).
         memory: Bytes that the run may take; default 80 % of what is free.
         tf32: Let CUDA round factors of matrix products to TF32; default False.
-        threads: Of ONNX Runtime; default its own choice.
+        threads: How many to use on the CPU; default one for each processor.
         groups: Group → ``[position]`` booleans, classes of input positions that are averaged
             apart; default one group ``all``.
         progress: Called with positions done and in all.
@@ -94,7 +94,7 @@ def analyze(
     blocks = 10 if blocks is None else blocks
     _check_choice("method", method, get_args(Method))
     _check_choice("precision", precision, get_args(Precision))
-    _check_numbers(corpus, delays, positions, blocks)
+    _check_numbers(corpus, delays, positions, blocks, threads)
     _check_vocabulary(model, corpus)
     provider_name, line = _runtime.choose_provider(provider)
     say(line)
@@ -206,7 +206,9 @@ def _check_choice(what: str, given: Any, known: tuple[str, ...]) -> None:
         raise MnemoscopeError(f"The {what} must be {' or '.join(known)}, not {given!r}.")
 
 
-def _check_numbers(corpus: Corpus, delays: int, positions: int | None, blocks: int) -> None:
+def _check_numbers(
+    corpus: Corpus, delays: int, positions: int | None, blocks: int, threads: int | None
+) -> None:
     if delays < 0:
         raise MnemoscopeError(f"The largest delay must be 0 or more, not {delays}.")
     if delays >= len(corpus):
@@ -218,6 +220,8 @@ def _check_numbers(corpus: Corpus, delays: int, positions: int | None, blocks: i
         raise MnemoscopeError(f"The number of positions must be 1 or more, not {positions}.")
     if blocks < 2:
         raise MnemoscopeError(f"The jackknife needs at least 2 blocks, not {blocks}.")
+    if threads is not None and threads < 1:
+        raise MnemoscopeError(f"The number of threads must be 1 or more, not {threads}.")
 
 
 def _check_vocabulary(model: MemoryModel, corpus: Corpus) -> None:
@@ -282,18 +286,14 @@ class _Need:
             for (state, source), j in linear.jacobians.items()
             if j.kind == "dense"
         )
-        width = sum(size for _, size in sources.values())
-        if linear.method == "fd":  # twice as many copies of the step as it has coordinates
-            dense += 2 * width * width
-        elif linear.method == "jvp-dense":
-            dense += width * width
         return (
             self.least()
             - self._tangents(list(self.sizes))
             + more
-            # Two batches of them, and what makes them.
-            + 6 * linear.batch * dense * item
-            + 4 * linear.model.ByteSize()
+            # The batches that wait for the products, one as it comes and one being arranged.
+            + (AHEAD + 3) * linear.batch * dense * item
+            + linear.working
+            + 6 * linear.model.ByteSize()
         )
 
     def _tangents(self, states: list[str]) -> int:

@@ -47,7 +47,6 @@ class DeviceProducts:
         self.max_delay, self.wanted = max_delay, wanted
         self.parts = [slice(0, self.step.embedding_size)]
         self.carried = carried_states(linearization, wanted)
-        self.provider = provider
         self._session = _runtime.session(
             _advance_model(linearization, self.carried),
             provider,

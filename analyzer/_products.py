@@ -22,6 +22,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -31,7 +32,8 @@ from ._gemm import gemm_of
 from ._states import States, Stepper
 from .linearize import EMBEDDING, Linearization
 
-_AHEAD = 4  # batches that may be held at once
+AHEAD = 4  # batches that may wait for the products
+_CONTROL = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Window:
         first: Smallest delay.
         part: Coordinates of the embedding.
         jacobians: ``[delay, E of the part, n]``, delays from `first` on, the wanted states side by
-            side in the order of `Products.wanted`: a view that the next step overwrites.
+            side in the order in which they were asked for: a view that is soon overwritten.
     """
 
     time: int
@@ -77,10 +79,8 @@ class Products:
         *,
         threads: int | None = None,
     ) -> None:
-        self.max_delay, self.wanted = max_delay, wanted
-        self.carried = carried_states(linearization, wanted)
-        self._threads = threads or processors()
-        layout = _Layout(linearization, self.carried, wanted)
+        self._max_delay, self._threads = max_delay, threads or processors()
+        layout = _Layout(linearization, carried_states(linearization, wanted), wanted)
         self._reader = _Reader(linearization, layout, table, self._threads)
         step = linearization.step
         self.parts = parts_of(step.embedding_size, self._threads)
@@ -105,9 +105,9 @@ class Products:
                 those after them only let time pass. None means all.
         """
         inputs = len(tokens) if inputs is None else inputs
-        batches = self._reader.read(tokens[: inputs + self.max_delay], start, begin)
+        batches = self._reader.read(tokens[: inputs + self._max_delay], start, begin)
         stretch = _Stretch(begin, inputs, visit)
-        with threadpool_limits(1, user_api="blas"):
+        with _one_thread_a_product:
             yield from _Pipeline(batches, self._parts, stretch, self._threads).run()
 
 
@@ -154,8 +154,8 @@ class _Reader:
         model = _runtime.with_outputs(linearization.model, self._names)
         # Block rules take little time, well spent beside the products on one thread. The other
         # methods take most of it.
-        few = linearization.method == "jvp"
-        self._session = _runtime.session(model, threads=1 if few else threads, spinning=False)
+        cheap = linearization.method == "jvp"
+        self._session = _runtime.session(model, threads=1 if cheap else threads, spinning=False)
         self._reads = {i.name for i in self._session.get_inputs()}
 
     def read(self, tokens: np.ndarray, start: States, begin: int) -> Iterator[_Batch]:
@@ -163,25 +163,26 @@ class _Reader:
         step, now = self._step, start
         for low in range(0, len(tokens), self._batch):
             ids = tokens[low : low + self._batch]
+            where = f"near position {begin + low}"
             before = []
-            try:
-                for token in ids:
-                    before.append(now)
-                    now = self._stepper.advance(now, int(token))
-                # The last batch is filled up: a graph is made for one number of positions.
-                before += [before[-1]] * (self._batch - len(ids))
-                filled = np.concatenate([ids, np.repeat(ids[-1:], self._batch - len(ids))])
-                feeds = {c.input: np.concatenate([b[c.name] for b in before])
-                         for c in step.components}  # fmt: skip
-                feeds[step.embedding] = self._table[filled]
-                if step.tokens:
-                    feeds[step.tokens] = filled[:, None].astype(step.tokens_dtype)
-                feeds = {n: v for n, v in feeds.items() if n in self._reads}
-                found = self._session.run(self._names, feeds) if self._names else []
-            except Exception as error:
-                raise _runtime.failed(error, f"near position {begin + low}") from error
-            values = dict(zip(self._names, found, strict=True))
-            yield _Batch(low, len(ids), self._layout.arrange(values))
+            for token in ids:
+                before.append(now)
+                now = self._stepper.advance(now, int(token), where)
+            # The last batch is filled up: a graph is made for one number of positions.
+            before += [before[-1]] * (self._batch - len(ids))
+            filled = np.concatenate([ids, np.repeat(ids[-1:], self._batch - len(ids))])
+            feeds = {c.input: np.concatenate([b[c.name] for b in before]) for c in step.components}
+            feeds[step.embedding] = self._table[filled]
+            if step.tokens:
+                feeds[step.tokens] = filled[:, None].astype(step.tokens_dtype)
+            yield _Batch(low, len(ids), self._layout.arrange(self._run(feeds, where)))
+
+    def _run(self, feeds: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+        if not self._names:
+            return {}
+        kept = {n: v for n, v in feeds.items() if n in self._reads}
+        values = _runtime.run(self._session, self._names, kept, where)
+        return dict(zip(self._names, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -350,10 +351,10 @@ class _Pipeline:
 
     def run(self) -> Iterator[int]:
         """Work to the end; yields how many positions are done."""
-        for thread in self._threads:
-            thread.start()
         shown, finished = 0, False
         try:
+            for thread in self._threads:
+                thread.start()
             while not finished:
                 with self._changed:
                     while not (self._error or self._passed > shown or self._finished()):
@@ -369,7 +370,8 @@ class _Pipeline:
                 self._stopped = True
                 self._changed.notify_all()
             for thread in self._threads:
-                thread.join()
+                if thread.ident is not None:  # started
+                    thread.join()
 
     def _finished(self) -> bool:
         return self._ended and min(self._taken) == self._read
@@ -385,15 +387,15 @@ class _Pipeline:
                 job()  # type: ignore[misc]  # not None here
             except BaseException as error:
                 with self._changed:
-                    self._error, self._stopped = error, True
+                    self._error, self._stopped = self._error or error, True
                     self._changed.notify_all()
                 return
 
     def _choose(self) -> Callable[[], None] | None:
         """What a free thread does next: read where a part may soon wait, else the last part."""
-        may_read = not (self._reading or self._ended) and self._read - min(self._taken) < _AHEAD
+        may_read = not (self._reading or self._ended) and self._read - min(self._taken) < AHEAD
         free = [p for p, n in enumerate(self._taken) if p not in self._busy and n < self._read]
-        if may_read and (not free or self._read - max(self._taken) < _AHEAD // 2):
+        if may_read and (not free or self._read - max(self._taken) < AHEAD // 2):
             self._reading = True
             return self._read_one
         if not free:
@@ -424,9 +426,37 @@ class _Pipeline:
             self._changed.notify_all()
 
 
+class _OneThreadAProduct:
+    """While any products run, BLAS uses one thread in each; the limit holds for the process."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._limit: threadpool_limits | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._limit = threadpool_limits(1, user_api="blas")
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users and self._limit is not None:
+                self._limit.restore_original_limits()
+
+
+_one_thread_a_product = _OneThreadAProduct()
+
+
 def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may use: of the machine, or of its control group."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = (_CONTROL / "cpu.max").read_text().split()
+        return max(1, min(count or 1, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # no control groups, or no limit ("max")
+        return count or 1
 
 
 def parts_of(size: int, threads: int) -> list[slice]:

@@ -79,13 +79,16 @@ def _first_line(error: Exception) -> str:
 
 
 def run(
-    made: ort.InferenceSession, outputs: list[str] | None, feeds: dict[str, np.ndarray]
+    made: ort.InferenceSession,
+    outputs: list[str] | None,
+    feeds: dict[str, np.ndarray],
+    where: str = "",
 ) -> list[np.ndarray]:
-    """Run a session; what the graph refuses becomes a `ModelError`."""
+    """Run a session; what the graph refuses becomes a `ModelError` that says `where`."""
     try:
         return made.run(outputs, feeds)
     except Exception as error:
-        raise failed(error) from error
+        raise failed(error, where) from error
 
 
 def failed(error: Exception, where: str = "") -> ModelError:

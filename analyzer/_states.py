@@ -28,13 +28,13 @@ class Stepper:
         self._reads = {i.name for i in self._session.get_inputs()}
         self._outputs = [c.output for c in step.components]
 
-    def advance(self, now: States, token: int) -> States:
-        """The states after reading `token`."""
+    def advance(self, now: States, token: int, where: str = "") -> States:
+        """The states after reading `token`; errors say `where`."""
         step = self._step
         feeds = {c.input: now[c.name] for c in step.components}
         feeds[step.embedding] = self._table[token][None]
         if step.tokens:
             feeds[step.tokens] = np.array([[token]], step.tokens_dtype)
         feeds = {n: v for n, v in feeds.items() if n in self._reads}
-        outputs = _runtime.run(self._session, self._outputs, feeds)
+        outputs = _runtime.run(self._session, self._outputs, feeds, where)
         return {c.name: v for c, v in zip(step.components, outputs, strict=True)}

@@ -209,6 +209,24 @@ def masked(**options) -> onnx.ModelProto:
     return g.finish(g.lone("h_next"), time=1)
 
 
+def first_stream(switch: str, **options) -> onnx.ModelProto:
+    """Right for one stream alone: a switch that the first stream sets for all."""
+    g = Graph(**options)
+    x = g.now()
+    h = g.state("h", ["batch", H], kind="hidden", layer=0, batch_axis=0)
+    if switch == "counter":
+        n = g.state("n", ["batch", 1], kind="other", layer=0, batch_axis=0, dtype="int64")
+        g.op("Add", n, g.constant([[1]]), out="n_next")
+        n = g.op("Mod", n, g.constant([[2]]))
+    else:
+        n = "tokens"
+    new = g.op("Tanh", g.op("Add", g.op("MatMul", x, g.weight(E, H)),
+                            g.op("MatMul", h, g.weight(H, H))))  # fmt: skip
+    first = g.op("Gather", n, g.constant([0]), axis=0)
+    g.op("Where", g.op("Equal", first, g.constant(0)), h, new, out="h_next")
+    return g.finish(g.lone("h_next"), time=1)
+
+
 def with_inputs_listed(model: onnx.ModelProto) -> onnx.ModelProto:
     """As until IR version 3: every initialiser stands among the inputs too."""
     model.ir_version = 3

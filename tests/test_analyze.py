@@ -136,6 +136,8 @@ def test_attributes(model):
         ({"step": 0.0, "method": "fd"}, "must be a finite number above 0"),
         ({"step": float("nan"), "method": "fd"}, "must be a finite number above 0"),
         ({"memory": 1000, "delays": 1}, "This run would need about"),
+        ({"threads": 0}, "threads must be 1 or more, not 0"),
+        ({"threads": -1}, "threads must be 1 or more, not -1"),
     ],
 )
 def test_refusals(model, options, said):
@@ -192,6 +194,7 @@ class TestMemory:
             (500, 48, 192, 50, "{}"),  # products and sums
             (25_000, 200, 32, 3, "{}"),  # the vocabulary
             (100, 32, 384, 3, "{'method': 'fd'}"),  # copies of the step
+            (100, 64, 512, 0, "{}"),  # derivatives
         ],
     )
     def test_a_run_stays_below_its_estimate(self, tmp_path, v, e, h, delays, options):

@@ -11,7 +11,7 @@ import models
 import numpy as np
 import onnx
 import pytest
-from mnemoscope.analyzer import Corpus, _gemm, _runtime, analyze, open_model
+from mnemoscope.analyzer import Corpus, _gemm, _products, _runtime, analyze, open_model
 from mnemoscope.analyzer._device import DeviceProducts
 from mnemoscope.analyzer._products import Products, carried_states
 from mnemoscope.analyzer.linearize import (
@@ -299,6 +299,61 @@ def test_streams_that_mix_are_linearised_one_by_one(model):
     )
     mixed.graph.node.append(onnx.helper.make_node("Mul", [f"{out}/own", "mix"], [out]))
     assert linearize(replace(step, model=mixed), None)[0].batch == 1
+
+
+@pytest.mark.parametrize("switch", ["counter", "tokens"])
+def test_streams_that_mix_through_integers_are_found(model, switch):
+    ids = np.random.default_rng(2).permutation(models.V)[:7]
+    wanted = differences(models.first_stream(switch, dtype="float64"), ids, DELAYS)
+    opened = model(models.first_stream(switch))
+    assert linearize(build_step(opened), None)[0].batch == 1
+    found = gradients(analyze(opened, Corpus(ids, "", "", 1, 0), delays=DELAYS, blocks=2))
+    np.testing.assert_allclose(found["h"], wanted["h"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["all", "up", "slope", "shape", "h"])
+def test_any_name_of_a_state_will_do(model, name):
+    g = models.Graph()
+    x = g.now()
+    h = g.state(name, ["batch", models.H], kind="hidden", layer=0, batch_axis=0)
+    total = g.op("Add", g.op("MatMul", x, g.weight(models.E, models.H)),
+                 g.op("MatMul", h, g.weight(models.H, models.H)))  # fmt: skip
+    g.op("Tanh", total, out=f"{name}_next")
+    opened = model(g.finish(g.lone(f"{name}_next"), time=1))
+    exact, near = (
+        gradients(analyze(opened, stream(20), delays=2, method=m)) for m in ("jvp", "fd")
+    )
+    np.testing.assert_allclose(near[name], exact[name], rtol=0, atol=1e-3)
+
+
+def test_the_limit_on_blas_outlasts_every_run(model):
+    from threadpoolctl import threadpool_info
+
+    def threads():
+        return {i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"}
+
+    opened, before = model("lstm"), threads()
+    linear, _ = linearize(build_step(opened), None)
+    start = {c.name: c.initial() for c in build_step(opened).components}
+    runs = [Products(linear, DELAYS, ["lstm0.h"], opened.embeddings) for _ in range(2)]
+    first, second = (p.run(stream(80).ids, start, lambda window: None) for p in runs)
+    next(first), next(second)
+    assert threads() == {1}
+    first.close()
+    assert threads() == {1}
+    second.close()
+    assert threads() == before
+
+
+@pytest.mark.parametrize(("text", "count"), [("150000 100000", 2), ("50000 100000", 1),
+                                             ("max 100000", None), ("", None)])  # fmt: skip
+def test_processors_of_a_control_group(tmp_path, monkeypatch, text, count):
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(_products, "_CONTROL", tmp_path / "nowhere")
+    free = _products.processors()
+    assert free >= 1
+    monkeypatch.setattr(_products, "_CONTROL", tmp_path)
+    assert _products.processors() == min(free, count or free)
 
 
 def test_an_error_in_a_thread_reaches_the_caller(model):

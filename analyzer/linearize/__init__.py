@@ -39,7 +39,11 @@ def linearize(step: Step, batch: int | None = 1) -> tuple[Linearization, str | N
             says that finite differences will do.
     """
     try:
-        return block_linearization(step, batch or _positions(step)), None
+        linear = block_linearization(step, batch or 1)
+        several = together(step, linear.working) if batch is None else 1
+        if several > 1:
+            linear = block_linearization(step, several)
+        return linear, None
     except NoDerivative:
         raise  # onnx-ad would find one, and it would be wrong
     except NoBlockRule as error:
@@ -51,9 +55,3 @@ def linearize(step: Step, batch: int | None = 1) -> tuple[Linearization, str | N
             f"There is no exact derivative for this model: no block rule for {obstacle}; and "
             f"onnx-ad refuses: {error}. Use --method fd (finite differences) instead."
         ) from None
-
-
-def _positions(step: Step) -> int:
-    """Positions to linearise at once; every block could be dense."""
-    width = sum(c.size for c in step.differentiable)
-    return together(step, width * (width + step.embedding_size) * step.dtype.itemsize)

@@ -67,7 +67,8 @@ def dense_linearization(step: Step) -> Linearization:
             jacobians[component.name, source] = Jacobian("dense", name)
             start += size
         result.graph.node.extend(nodes)
-    return Linearization(step, result, jacobians, "jvp-dense")
+    working = 6 * total * total * step.dtype.itemsize
+    return Linearization(step, result, jacobians, "jvp-dense", working=working)
 
 
 def _constant(model: onnx.ModelProto, name: str, value: list[int]) -> str:

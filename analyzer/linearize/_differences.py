@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import onnx.compose
@@ -9,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from ..errors import ModelError, ResourceError
 from ._linearization import Jacobian, Linearization
+from ._probe import probe
 from ._step import Step, runnable, together
 
 MAX_ELEMENTS = 2**28  # of the perturbed inputs, all together
@@ -50,14 +53,19 @@ def difference_linearization(
             f"Finite differences of {total} coordinates need a batch of {rows}, more than fits. "
             "Use --method jvp, or a model with a smaller state or embedding."
         )
+    plain = runnable(step)
+    facts = probe(plain, step.example())
+    # Of every copy: the tensors of the step, and the gates inside its recurrent operators.
+    each = 2 * sum(math.prod(facts.shapes.get(o, ())) for n in plain.graph.node for o in n.output)
+    working = rows * (each + total) * step.dtype.itemsize
     if batch is None:
-        batch = together(step, 2 * rows * total * step.dtype.itemsize)
+        batch = together(step, working)
     h = default_step(step.dtype) if relative is None else relative
     if not 0 < h < np.inf:
         raise ModelError(f"The step of differences must be a finite number above 0, not {h}.")
     # The step's own names stay with the points; inside, every name gains a prefix.
     inner = f"{step.prefix}fd/"
-    model = onnx.compose.add_prefix(runnable(step), inner)
+    model = onnx.compose.add_prefix(plain, inner)
     del model.graph.input[:], model.graph.output[:]
     before, after, jacobians, start = [], [], {}, 0
 
@@ -119,7 +127,7 @@ def difference_linearization(
             helper.make_node("Mul", [f"{stem}/change", scale], [f"{stem}/slope"]),
         ]
         for source, (low, high) in spans.items():
-            name = f"{stem}/{source}"
+            name = f"{stem}/by/{source}"
             ends = [constant(f"{name}/{i}", np.array([v], np.int64))
                     for i, v in enumerate((low, high))]  # fmt: skip
             after.append(helper.make_node("Slice", [f"{stem}/slope", *ends, zero], [name]))
@@ -127,4 +135,4 @@ def difference_linearization(
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*before, *nodes, *after])
-    return Linearization(step, model, jacobians, "fd", batch)
+    return Linearization(step, model, jacobians, "fd", batch, batch * working)

@@ -34,6 +34,7 @@ class Builder:
         self.dtype = np.dtype(dtype)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.bytes = 0  # of all tensors emitted, were they held at once
         self._prefix = prefix
         self._count = 0
         self._constants: dict[tuple, Tensor] = {}
@@ -63,6 +64,7 @@ class Builder:
         """A node with one output of the given shape."""
         name = self.fresh()
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        self.bytes += math.prod(shape) * self.dtype.itemsize
         return Tensor(name, tuple(int(n) for n in shape))
 
     def binary(self, op: str, a: Tensor, b: Tensor) -> Tensor:

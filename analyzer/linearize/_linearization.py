@@ -40,6 +40,7 @@ class Linearization:
             (the states' names and ``embedding``).
         method: ``jvp``, ``jvp-dense`` (through onnx-ad) or ``fd``.
         batch: Positions that one call linearises, each from a state of its own.
+        working: Bytes that one call takes at most.
     """
 
     step: Step
@@ -47,3 +48,4 @@ class Linearization:
     jacobians: dict[tuple[str, str], Jacobian]
     method: str
     batch: int = 1
+    working: int = 0

@@ -25,8 +25,8 @@ EMBEDDING = "embedding"
 _COPIES = 8  # of the states, while a step is built and tried
 
 # Positions linearised in one call: enough that the calls themselves cost nothing, few enough that
-# their derivatives stay in a processor's cache until the products have used them.
-_TOGETHER, _TOGETHER_BYTES = 32, 2**23
+# what they compute with stays about as large as a processor's cache.
+_TOGETHER, _TOGETHER_BYTES = 32, 2**25
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def together(step: Step, size: int) -> int:
 
     Args:
         step: The step.
-        size: Bytes that the derivatives of one position take.
+        size: Bytes that a call for one position works with.
     """
     batch = min(_TOGETHER, max(1, _TOGETHER_BYTES // max(size, 1)))
     return batch if batch > 1 and step.batch is None and _streams_apart(step, batch) else 1
@@ -234,26 +234,29 @@ def together(step: Step, size: int) -> int:
 
 def _streams_apart(step: Step, batch: int) -> bool:
     """Whether a batch of streams gives what each gives alone; a core may well insist on one."""
-    rng = np.random.default_rng(1)
-    feeds = {
-        n: (v + 0.3 * rng.standard_normal(v.shape)).astype(v.dtype)
-        if np.issubdtype(v.dtype, np.floating)
-        else v
-        for n, v in step.example(batch).items()
-    }
-    names = [c.output for c in step.components]
     made = _runtime.session(runnable(step))
-    try:
-        whole = _runtime.run(made, names, feeds)
-        alone = [_runtime.run(made, names, {n: v[i : i + 1] for n, v in feeds.items()})
-                 for i in range(batch)]  # fmt: skip
-    except ModelError:
-        return False
-    return all(
-        value.shape == (batch, c.size)
-        and np.allclose(value, np.concatenate([a[i] for a in alone]), rtol=1e-3, atol=1e-4)
-        for i, (c, value) in enumerate(zip(step.components, whole, strict=True))
-    )
+    names = [c.output for c in step.components]
+    rng = np.random.default_rng(1)
+    for width in (0.3, 3.0):  # small values, and such as switch what depends on a threshold
+        feeds = {
+            n: (v + width * rng.standard_normal(v.shape)).astype(v.dtype)
+            if np.issubdtype(v.dtype, np.floating)
+            else v + np.arange(batch, dtype=v.dtype)[:, None] % 2  # counters and tokens differ too
+            for n, v in step.example(batch).items()
+        }
+        try:
+            whole = _runtime.run(made, names, feeds)
+            alone = [_runtime.run(made, names, {n: v[[i]] for n, v in feeds.items()})
+                     for i in range(batch)]  # fmt: skip
+        except ModelError:
+            return False
+        for i, (c, value) in enumerate(zip(step.components, whole, strict=True)):
+            one_by_one = np.concatenate([a[i] for a in alone])
+            if value.shape != (batch, c.size) or not np.allclose(
+                value, one_by_one, rtol=1e-3, atol=1e-4, equal_nan=True
+            ):
+                return False
+    return True
 
 
 def runnable(step: Step) -> onnx.ModelProto:

@@ -50,7 +50,7 @@ def block_linearization(step: Step, batch: int = 1) -> Linearization:
     result.CopyFrom(model)
     result.graph.node.extend(builder.nodes)
     result.graph.initializer.extend(builder.initializers)
-    return Linearization(step, result, jacobians, "jvp", batch)
+    return Linearization(step, result, jacobians, "jvp", batch, builder.bytes)
 
 
 def walk(
