@@ -293,7 +293,7 @@ class _Need:
             # The batches that wait for the products, one as it comes and one being arranged.
             + (AHEAD + 3) * linear.batch * dense * item
             + linear.working
-            + 6 * linear.model.ByteSize()
+            + 8 * linear.model.ByteSize()
         )
 
     def _tangents(self, states: list[str]) -> int:
