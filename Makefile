@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 POSITIONS ?= 3000
 
-.PHONY: help demo test types wheel bench docs models clean
+.PHONY: help demo test types wheel bench fuzz docs forms models clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile
@@ -21,7 +21,7 @@ $(VENV)/.runtime: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.everything: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[torch,test]'
+	$(PIP) --editable '.[torch,tensorflow,test]'
 	@touch $@ $(VENV)/.runtime
 
 demo: $(VENV)/.runtime ## compare a trained model with its untrained twin, in demo/
@@ -63,6 +63,9 @@ bench: $(VENV)/.everything ## time the main job beside other ways of computing i
 docs: $(VENV)/.everything ## write the generated pages again
 	$(BIN)/python docs/generate.py
 	$(BIN)/python tests/spec_cases.py docs/operators.md
+
+forms: $(VENV)/.everything ## export and analyse every form of model, and write docs/forms.md
+	$(BIN)/python tests/exporters/forms_table.py docs/forms.md
 
 models: $(VENV)/.everything ## train the shipped models again
 	$(BIN)/python samples/make_models.py
