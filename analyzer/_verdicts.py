@@ -16,6 +16,9 @@ Status = Literal["passed", "failed", "undecided"]
 MOST_FACTOR = 1000.0
 """Beyond this many times the positions, an extrapolation says only that it takes more."""
 
+CHANCE = 0.8
+"""The chance with which so many positions as an extrapolation names decide a bound."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -159,21 +162,35 @@ def at_most(estimate: Estimate, bound: float, errors: float) -> Judgement:
 
 
 def _factor(estimate: Estimate, bound: float, errors: float) -> float:
-    """How many times as many positions decide: k with ``b/k + (errors + 1) stderr/√k = gap``.
+    """How many times as many positions decide it, four times in five.
 
-    Standard errors fall as 1/√k, what noise adds (b, half the range from low to high) as 1/k.
-    The truth is put in the middle of the range; one standard error more than the verdict needs
-    is for the scatter of the next measurement.
+    With k times as many, the standard error s falls to s/√k and what noise adds (b, half the
+    range from low to high) to b/k. The truth is uncertain by s around the middle of the range,
+    the next measurement by s/√k around the truth; it decides if it lies further than
+    ``errors · s/√k + b/k`` from the bound, on either side. The smallest k for which that has the
+    chance `CHANCE`.
     """
+    from scipy.special import ndtr
+
     if not math.isfinite(estimate.high):
         return math.nan
     gap = abs((estimate.low + estimate.high) / 2 - bound)
     noise = (estimate.high - estimate.low) / 2
-    scatter = (errors + 1) * estimate.stderr
-    if gap == 0:
+
+    def decides(k: float) -> bool:
+        need = errors * estimate.stderr / math.sqrt(k) + noise / k
+        spread = estimate.stderr * math.sqrt(1 + 1 / k)
+        if spread == 0:
+            return gap > need
+        return bool(ndtr((gap - need) / spread) + ndtr((-gap - need) / spread) >= CHANCE)
+
+    low, high = 0.0, math.log(MOST_FACTOR)
+    if not decides(math.exp(high)):
         return math.inf
-    x = 2 * gap / (scatter + math.sqrt(scatter**2 + 4 * noise * gap))  # 1/√k
-    return max(1 / x**2, 1.0) if x > 0 else math.inf
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if decides(math.exp(middle)) else (middle, high)
+    return math.exp(high)
 
 
 @dataclass(frozen=True)

@@ -230,6 +230,22 @@ class Budget:
             return None
         return sorted({s for rule in self.rules for s in rule.values["state"]})
 
+    def require(self, states: Iterable[str], largest_delay: int, which: str) -> None:
+        """Refuse bounds on states or delays that there are not.
+
+        Args:
+            states: What there is.
+            largest_delay: The same.
+            which: Who has them, for the message, such as ``the model``.
+
+        Raises:
+            BudgetError: Naming the bound and its key.
+        """
+        known = list(states)
+        for rule in self.rules:
+            _require_states(self, rule, rule.values.get("state", ()), known, which)
+            _require_delays(self, rule, largest_delay, which)
+
     def beside(self, file: str) -> str:
         """The path of a file that a bound names."""
         return os.path.join(os.path.dirname(self.path), file)
@@ -500,7 +516,7 @@ def _file(budget: Budget, rule: Rule) -> str:
     file = rule.values.get("file")
     if file is None:
         raise BudgetError(
-            f"{printable(budget.path)}: {rule.where} names no file to compare with. Add "
+            f"{_place(budget, rule)} names no file to compare with. Add "
             f'file = "r0.nc" to it, or give --{_ROLE[rule.kind]}.'
         )
     return str(file)
@@ -514,26 +530,39 @@ def _check_fits(
     result: xr.DataTree | None = None,
 ) -> None:
     """Refuse a bound that asks for what a result does not have."""
-    where = f"{printable(budget.path)}: {rule.where}"
     names = rule.values.get("state") or (list(result.children) if result is not None else ())
-    for state in names:
-        if state not in tree.children:
-            raise BudgetError(
-                f"{where}: state: {which} has no state {_brief(state)}; it has "
-                f"{', '.join(tree.children)}."
-            )
+    _require_states(budget, rule, names, list(tree.children), which)
     groups = [str(g) for g in tree.coords["group"].values]
     group = rule.values.get("group", budget.group)
     if group is not None and group not in groups:
         raise BudgetError(
-            f"{where}: group: {which} has no group {_brief(group)}; it has {', '.join(groups)}."
+            f"{_place(budget, rule)}: group: {which} has no group {_brief(group)}; it has "
+            f"{', '.join(groups)}."
         )
-    most = int(tree.sizes["delay"]) - 1
+    _require_delays(budget, rule, int(tree.sizes["delay"]) - 1, which)
+
+
+def _place(budget: Budget, rule: Rule) -> str:
+    return f"{printable(budget.path)}: {rule.where}"
+
+
+def _require_states(
+    budget: Budget, rule: Rule, names: Iterable[str], known: list[str], which: str
+) -> None:
+    for state in names:
+        if state not in known:
+            raise BudgetError(
+                f"{_place(budget, rule)}: state: {which} has no state {_brief(state)}; it has "
+                f"{', '.join(known)}."
+            )
+
+
+def _require_delays(budget: Budget, rule: Rule, most: int, which: str) -> None:
     for delay in rule.delays:
         if delay > most:
             key = "at_least" if rule.kind == "horizon" else "delay"
             raise BudgetError(
-                f"{where}: {key}: {which} has the delays 0 to {most}, not {delay}. "
+                f"{_place(budget, rule)}: {key}: {which} has the delays 0 to {most}, not {delay}. "
                 f"Analyse with --delays {delay} or more."
             )
 
@@ -625,7 +654,7 @@ class _Subject:
         more = ""
         if isinstance(there, int | np.integer) and positions > int(there):
             more = f" (the corpus has {int(there):,})"
-        return f"about {positions:,} positions would decide it{more}"
+        return f"about {positions:,} positions should decide it{more}"
 
 
 def _sigma1(s: _Subject) -> Iterator[Verdict]:
@@ -687,12 +716,11 @@ def _judge_horizon(s: _Subject, horizon: Horizon, least: int, what: str, note: s
     most = s.result.sizes["delay"] - 1
     reach = horizon.measured
     sure = horizon.certain
-    found = (
-        "no delay is within it"
-        if reach is None
-        else f"{'at least ' if reach == most else ''}{reach}, "
-        + (f"certain up to {sure}" if sure is not None else "certain at no delay")
-    )
+    if reach is None:
+        found = "no delay is within it"
+    else:
+        found = f"reaches {'at least ' if reach == most else ''}delay {reach}, "
+        found += f"certainly {sure}" if sure is not None else "certainly none"
     return s.verdict(
         f"horizon{of} ≥ {least}{what}",
         _verdicts.horizon_at_least(horizon, least),
@@ -785,7 +813,7 @@ _SAMPLING = ("corpus_sha256", "corpus_positions", "positions", "blocks", "stretc
 
 
 def _check_same_positions(s: _Subject) -> None:
-    where = f"{printable(s.budget.path)}: {s.rule.where}"
+    where = _place(s.budget, s.rule)
     mine, its = s.result.attrs, s.other.attrs
     keys = list(_SAMPLING)
     if mine.get("positions") != mine.get("corpus_positions"):
@@ -977,7 +1005,7 @@ def draft(result: xr.DataTree, *, source: str = "a result", sigma: float = 2.0) 
                     f"\n[[sigma1]]                   # measured {e.value:.4g} ± {e.stderr:.1g}"
                     f"\n{head}delay = {d}\nat_least = {low!r}"
                 )
-        for d in [d for d in delays if d <= 10][-1:]:
+        for d in reversed([d for d in delays if d <= 10]):  # the latest that can be bounded
             e = _verdicts.selectivity_estimate(
                 s.spectrum(d), curve.share1_stderr[d], curve.noise_floor[d], 1
             )
@@ -992,6 +1020,7 @@ def draft(result: xr.DataTree, *, source: str = "a result", sigma: float = 2.0) 
                     f"\n[[selectivity]]              # measured {e.value:.4g} ± {e.stderr:.1g}"
                     f"\n{head}delay = {d}\n" + "\n".join(bounds)
                 )
+                break
     if not any("[[" in part for part in parts):
         raise BudgetError(
             "No bound can be drafted: nothing in the result stands clear of its noise. "

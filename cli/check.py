@@ -69,6 +69,7 @@ def check(
     from mnemoscope.analyzer import budget as budgets
 
     given = {k: v for k, v in options.items() if v not in (None, ())}
+    extra = [*given, *(["corpus"] if corpus else [])]
     files = [f for f in (model_or_result, budget, baseline, reference, corpus) if f]
     for output in (junit, write_budget):
         if output:
@@ -77,10 +78,10 @@ def check(
     read = budgets.read_budget(budget) if budget else None
     load = _Loader(corpus, given, read, quiet)
     models = [f for f in (model_or_result, baseline, reference) if f and not _is_result(f)]
-    if given and not models and not (read and _names_models(read)):
+    if extra and not models and not (read and _names_models(read)):
+        named = ", ".join("--state" if name == "states" else f"--{name}" for name in extra)
         raise click.UsageError(
-            f"{', '.join('--' + k.removesuffix('s') if k == 'states' else '--' + k for k in given)}"
-            f" belong(s) to the analysis of a model, and {model_or_result} is a result."
+            f"{named} belong(s) to the analysis of a model, and {model_or_result} is a result."
         )
     before = {f: load(f) for f in (baseline, reference) if f and _is_result(f)}
     load.match(read, before.get(baseline), before.get(reference))
@@ -153,7 +154,7 @@ class _Loader:
     def __init__(
         self, corpus: str | None, given: dict[str, Any], budget: Budget | None, quiet: bool
     ) -> None:
-        self._corpus, self._quiet = corpus, quiet
+        self._corpus, self._quiet, self._budget = corpus, quiet, budget
         stated = dict(budget.analysis) if budget else {}
         if given.get("method") == "jvp" and "step" not in given:
             stated.pop("step", None)
@@ -205,6 +206,10 @@ class _Loader:
                 "check the result that mnemoscope analyze wrote."
             )
         options = dict(self._options)
+        if self._budget:
+            delays = options.get("delays", self._budget.largest_delay)
+            names = [s.name for s in opened.roles.states]
+            self._budget.require(names, 50 if delays is None else delays, "the model")
         corpus = read_corpus(self._corpus, opened.vocabulary, level=options.pop("level", None))
         memory, states = options.pop("memory", None), options.pop("states", None)
         with show_progress(self._quiet) as (progress, report):
