@@ -859,7 +859,7 @@ def _relative_differences(s: _Subject) -> tuple[np.ndarray, np.ndarray, np.ndarr
     its_groups = [str(g) for g in s.other.coords["group"].values]
     group = s.group or groups[0]
     g, g_ = groups.index(group), its_groups.index(group) if s.group else 0
-    mine, its = s.result[s.state], s.other[s.state]
+    mine, its = (t[s.state].to_dataset() for t in (s.result, s.other))
     delays = min(s.result.sizes["delay"], s.other.sizes["delay"])
 
     def matrices(name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -84,7 +84,7 @@ def check(
             f"{named} belong(s) to the analysis of a model, and {model_or_result} is a result."
         )
     before = {f: load(f) for f in (baseline, reference) if f and _is_result(f)}
-    load.match(read, before.get(baseline), before.get(reference))
+    load.match(read, before.get(baseline or ""), before.get(reference or ""))
     tree = load(model_or_result)
     if write_budget:
         return _write_draft(budgets.draft(tree, source=model_or_result), write_budget)
@@ -101,12 +101,13 @@ def check(
         from ._junit import write_junit
 
         write_junit(junit, verdicts, read.path, failing, time.perf_counter() - began)
+    passed = not any(v.status in failing for v in verdicts)
     data = {
         "checked": model_or_result,
         "budget": budget,
         "sigma": read.sigma,
         "strict": strict,
-        "passed": not any(v.status in failing for v in verdicts),
+        "passed": passed,
         "counts": {s: sum(v.status == s for v in verdicts) for s in _STYLES},
         "verdicts": [_plain(v) for v in verdicts],
     }
@@ -114,10 +115,10 @@ def check(
     def render(console: Console) -> None:
         _print_table(console, verdicts)
         if github:
-            for line in annotations(verdicts, read.path, failing):
+            for line in github_annotations(verdicts, read.path, failing):
                 click.echo(line)
 
-    return Report(data, render, passed=data["passed"])
+    return Report(data, render, passed=passed)
 
 
 def _check_call(
@@ -274,7 +275,7 @@ def _print_table(console: Console, verdicts: list[Verdict]) -> None:
     console.print(", ".join(f"{n} {s}" for s, n in counts.items() if n) + ".")
 
 
-def annotations(verdicts: list[Verdict], path: str, failing: set[str]) -> list[str]:
+def github_annotations(verdicts: list[Verdict], path: str, failing: set[str]) -> list[str]:
     """Workflow commands of GitHub: ``::error file=…,line=…,title=…::message``.
 
     What fails the check is an error, what else is undecided a warning.

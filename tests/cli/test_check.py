@@ -14,7 +14,7 @@ import pytest
 from mnemoscope.analyzer import check, read_budget
 from mnemoscope.analyzer.result import save_result
 from mnemoscope.cli._junit import write_junit
-from mnemoscope.cli.check import annotations
+from mnemoscope.cli.check import github_annotations
 
 ROOT = Path(__file__).parent.parent.parent
 PASS = "[[sigma1]]\ndelay = 0\nat_least = 1e-6\n"
@@ -178,7 +178,7 @@ def test_github_names_are_escaped(tree, write):
     path = write(f'[[sigma1]]\nname = "{name}"\nstate = "lstm0.c"\ndelay = 0\nat_least = 1e6\n',
                  "odd, 5%:name.toml")  # fmt: skip
     verdicts = check(tree, read_budget(path))
-    (line,) = annotations(verdicts, path, {"failed"})
+    (line,) = github_annotations(verdicts, path, {"failed"})
     assert "\n" not in line
     assert "\r" not in line
     command, properties, _ = re.fullmatch(r"::(\w+) (.*?)::(.*)", line).groups()
@@ -459,12 +459,13 @@ def test_a_corpus_without_a_model(run, result_file, write, tmp_path):
     assert "--corpus belong(s) to the analysis of a model" in done.stderr
 
 
-def test_what_is_neither(run, write, tmp_path):
-    for name, said in (("x.nc", "no netCDF-4 file"), ("x.onnx", "x.onnx"), ("none", "none")):
-        path = write("hello", name) if name != "none" else tmp_path / "none"
-        done = run("check", path, "--budget", write(PASS), "--corpus", write("w1", "c.txt"))
-        assert done.exit_code == 2
-        assert said in done.stderr
+@pytest.mark.parametrize("name", ["x.nc", "x.onnx", "none"])
+def test_what_is_neither(run, write, tmp_path, name):
+    path = tmp_path / "none" if name == "none" else write("hello", name)
+    corpus = [] if name == "x.nc" else ["--corpus", write("w1", "c.txt")]
+    done = run("check", path, "--budget", write(PASS), *corpus)
+    assert done.exit_code == 2
+    assert ("no netCDF-4 file" if name == "x.nc" else name) in done.stderr
 
 
 # --- the sample ---
