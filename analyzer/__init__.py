@@ -13,6 +13,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from ._analyze import analyze
     from ._describe import describe
+    from .budget import check, read_budget
     from .corpus import Corpus, read_corpus
     from .errors import MnemoscopeError
     from .model import MemoryModel, open_model
@@ -27,9 +28,11 @@ _HOME = {
     "State": ".roles",
     "Vocabulary": ".roles",
     "analyze": "._analyze",
+    "check": ".budget",
     "describe": "._describe",
     "open_model": ".model",
     "open_result": ".result",
+    "read_budget": ".budget",
     "read_corpus": ".corpus",
     "save_result": ".result",
 }
@@ -43,9 +46,11 @@ __all__ = [
     "Vocabulary",
     "__version__",
     "analyze",
+    "check",
     "describe",
     "open_model",
     "open_result",
+    "read_budget",
     "read_corpus",
     "save_result",
 ]

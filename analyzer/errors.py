@@ -31,3 +31,7 @@ class NoDerivative(NoBlockRule):
 
 class ResourceError(MnemoscopeError):
     """A run that would not fit in memory, or a provider that this machine lacks."""
+
+
+class BudgetError(MnemoscopeError):
+    """A budget that cannot be read, or that asks for what a result does not have."""

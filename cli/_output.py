@@ -29,11 +29,13 @@ class Report:
         data: For ``--json``.
         render: Prints it for a reader.
         rows: For ``--csv``: one dictionary per line, all with the same keys.
+        passed: False for a check or comparison that failed: exit status 1.
     """
 
     data: Any
     render: Callable[[Console], None]
     rows: list[dict[str, Any]] | None = None
+    passed: bool = True
 
 
 def reports(*formats: str) -> Callable[[Callable[..., Report]], Callable[..., None]]:
@@ -56,6 +58,8 @@ def reports(*formats: str) -> Callable[[Callable[..., Report]], Callable[..., No
                 _write_csv(report.rows or [])
             else:
                 report.render(console())
+            if not report.passed:
+                click.get_current_context().exit(1)
 
         for name in reversed(formats):
             command = click.option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,24 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ._lazy import example
+from ._options import analysis_options
 from ._output import check_output, console, output_option
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-class _Finite(click.FloatRange):
-    """A number above 0 that is not infinite; a plain range lets NaN pass."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Turn text into the number."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{number} is not a finite number.", param, ctx)
-        return number
 
 
 @click.command(
@@ -40,44 +26,7 @@ class _Finite(click.FloatRange):
 @click.argument("model")
 @click.argument("corpus")
 @output_option("result")
-@click.option(
-    "--delays", type=click.IntRange(min=0), help="Largest delay, 0 included.  [default: 50]"
-)
-@click.option("--state", "states", multiple=True, help="State to follow; may be repeated.  [all]")
-@click.option(
-    "--method",
-    type=click.Choice(["jvp", "fd"]),
-    help="Exact derivatives, or differences of one step for any model that runs.  [default: jvp]",
-)
-@click.option("--precision", type=click.Choice(["float32", "float64"]), help="[default: float32]")
-@click.option(
-    "--provider", type=click.Choice(["auto", "cuda", "cpu"]), help="Where to run.  [default: auto]"
-)
-@click.option(
-    "--positions", type=click.IntRange(min=1), help="Sample about this many input positions.  [all]"
-)
-@click.option("--seed", type=click.IntRange(min=0), help="Of sample and halves.  [default: 0]")
-@click.option(
-    "--blocks",
-    type=click.IntRange(min=2),
-    help="Parts of the corpus for the standard errors.  [default: 10]",
-)
-@click.option(
-    "--step",
-    type=_Finite(),
-    help="Step of the differences (--method fd).  [from the precision and the scale]",
-)
-@click.option(
-    "--level", type=click.Choice(["word", "char"]), help="What a token is.  [the model's]"
-)
-@click.option(
-    "--memory",
-    type=_Finite(),
-    metavar="GB",
-    help="Most memory to use.  [from what is free]",
-)
-@click.option("--tf32", is_flag=True, default=None, help="Allow TF32 products on CUDA.")
-@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [all cores]")
+@analysis_options()
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def analyze(
     model: str,
@@ -103,7 +52,7 @@ def analyze(
     start = time.perf_counter()
     opened = open_model(model)
     text = read_corpus(corpus, opened.vocabulary, level=level)
-    with _progress(quiet) as (progress, report):
+    with show_progress(quiet) as (progress, report):
         tree = run(
             opened,
             text,
@@ -122,7 +71,7 @@ Progress = Callable[[int, int], None]
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[tuple[Progress | None, Callable[[str], None] | None]]:
+def show_progress(quiet: bool) -> Iterator[tuple[Progress | None, Callable[[str], None] | None]]:
     """Give what the analysis tells its progress and its notes to."""
     if quiet:
         yield None, None
