@@ -13,6 +13,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from ._analyze import analyze
     from ._describe import describe
+    from .comparison import compare
     from .corpus import Corpus, read_corpus
     from .errors import MnemoscopeError
     from .model import MemoryModel, open_model
@@ -27,6 +28,7 @@ _HOME = {
     "State": ".roles",
     "Vocabulary": ".roles",
     "analyze": "._analyze",
+    "compare": ".comparison",
     "describe": "._describe",
     "open_model": ".model",
     "open_result": ".result",
@@ -43,6 +45,7 @@ __all__ = [
     "Vocabulary",
     "__version__",
     "analyze",
+    "compare",
     "describe",
     "open_model",
     "open_result",
