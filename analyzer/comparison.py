@@ -236,6 +236,30 @@ def compare(
     )
 
 
+def recorded_options(tree: xr.DataTree) -> dict[str, Any]:
+    """The options of `analyze` that a result was made with, to analyse another model alike.
+
+    The provider, the threads and the groups are not among them: the first two belong to the
+    machine, the last were positions of the corpus, which the file does not keep.
+    """
+    attrs = tree.attrs
+    options: dict[str, Any] = {"delays": tree.sizes["delay"] - 1}
+    for name in ("seed", "blocks"):
+        if name in attrs:
+            options[name] = int(attrs[name])
+    if "positions" in attrs and attrs["positions"] != attrs.get("corpus_positions"):
+        options["positions"] = int(attrs["positions"])
+    if "method" in attrs:
+        options["method"] = "fd" if attrs["method"] == "fd" else "jvp"
+    if "step" in attrs:
+        options["step"] = float(attrs["step"])
+    if attrs.get("precision") in ("float32", "float64"):
+        options["precision"] = str(attrs["precision"])
+    if attrs.get("tf32"):
+        options["tf32"] = True
+    return options
+
+
 def match_states(
     a: list[str], b: list[str], match: dict[str, str], states: list[str]
 ) -> tuple[list[tuple[str, str]], list[str], list[str]]:

@@ -29,11 +29,13 @@ class Report:
         data: For ``--json``.
         render: Prints it for a reader.
         rows: For ``--csv``: one dictionary per line, all with the same keys.
+        status: Exit status: 1 where a check or comparison failed.
     """
 
     data: Any
     render: Callable[[Console], None]
     rows: list[dict[str, Any]] | None = None
+    status: int = 0
 
 
 def reports(*formats: str) -> Callable[[Callable[..., Report]], Callable[..., None]]:
@@ -56,6 +58,8 @@ def reports(*formats: str) -> Callable[[Callable[..., Report]], Callable[..., No
                 _write_csv(report.rows or [])
             else:
                 report.render(console())
+            if report.status:
+                click.get_current_context().exit(report.status)
 
         for name in reversed(formats):
             command = click.option(
@@ -136,8 +140,8 @@ def check_output(path: str, *, inputs: Iterable[str] = (), suffixes: tuple[str, 
         ) from error
 
 
-def output_option(what: str) -> Callable[..., Any]:
+def output_option(what: str, *, required: bool = True) -> Callable[..., Any]:
     """Give ``-o``/``--output``, the same for every command that writes a file."""
     return click.option(
-        "-o", "--output", required=True, metavar="FILE", help=f"Write the {what} here."
+        "-o", "--output", required=required, metavar="FILE", help=f"Write the {what} here."
     )

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ._analysis import analysis_options, check_step, in_bytes, progress_of
 from ._lazy import example
-from ._output import check_output, console, output_option
+from ._output import check_output, output_option
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-class _Finite(click.FloatRange):
-    """A number above 0 that is not infinite; a plain range lets NaN pass."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Turn text into the number."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{number} is not a finite number.", param, ctx)
-        return number
 
 
 @click.command(
@@ -40,45 +24,8 @@ class _Finite(click.FloatRange):
 @click.argument("model")
 @click.argument("corpus")
 @output_option("result")
-@click.option(
-    "--delays", type=click.IntRange(min=0), help="Largest delay, 0 included.  [default: 50]"
-)
 @click.option("--state", "states", multiple=True, help="State to follow; may be repeated.  [all]")
-@click.option(
-    "--method",
-    type=click.Choice(["jvp", "fd"]),
-    help="Exact derivatives, or differences of one step for any model that runs.  [default: jvp]",
-)
-@click.option("--precision", type=click.Choice(["float32", "float64"]), help="[default: float32]")
-@click.option(
-    "--provider", type=click.Choice(["auto", "cuda", "cpu"]), help="Where to run.  [default: auto]"
-)
-@click.option(
-    "--positions", type=click.IntRange(min=1), help="Sample about this many input positions.  [all]"
-)
-@click.option("--seed", type=click.IntRange(min=0), help="Of sample and halves.  [default: 0]")
-@click.option(
-    "--blocks",
-    type=click.IntRange(min=2),
-    help="Parts of the corpus for the standard errors.  [default: 10]",
-)
-@click.option(
-    "--step",
-    type=_Finite(),
-    help="Step of the differences (--method fd).  [from the precision and the scale]",
-)
-@click.option(
-    "--level", type=click.Choice(["word", "char"]), help="What a token is.  [the model's]"
-)
-@click.option(
-    "--memory",
-    type=_Finite(),
-    metavar="GB",
-    help="Most memory to use.  [from what is free]",
-)
-@click.option("--tf32", is_flag=True, default=None, help="Allow TF32 products on CUDA.")
-@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [all cores]")
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@analysis_options
 def analyze(
     model: str,
     corpus: str,
@@ -94,8 +41,7 @@ def analyze(
     MODEL is an ONNX file with roles, as mnemoscope export writes it. CORPUS is UTF-8 text, one
     sentence a line; - is standard input.
     """
-    if options["step"] is not None and options["method"] != "fd":
-        raise click.UsageError("--step is the step of finite differences; add --method fd.")
+    check_step(options["step"], options["method"])
     check_output(output, inputs=[model, corpus])
     from mnemoscope.analyzer import analyze as run
     from mnemoscope.analyzer import open_model, read_corpus, save_result
@@ -103,12 +49,12 @@ def analyze(
     start = time.perf_counter()
     opened = open_model(model)
     text = read_corpus(corpus, opened.vocabulary, level=level)
-    with _progress(quiet) as (progress, report):
+    with progress_of(quiet) as (progress, report):
         tree = run(
             opened,
             text,
             states=list(states) or None,
-            memory=None if memory is None else int(memory * 1e9),
+            memory=in_bytes(memory),
             progress=progress,
             report=report,
             **options,
@@ -116,48 +62,6 @@ def analyze(
     save_result(tree, output)
     if not quiet:
         _summarize(tree, output, time.perf_counter() - start)
-
-
-Progress = Callable[[int, int], None]
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[tuple[Progress | None, Callable[[str], None] | None]]:
-    """Give what the analysis tells its progress and its notes to."""
-    if quiet:
-        yield None, None
-        return
-    out = console(stderr=True)
-    if not out.is_terminal:
-        yield None, lambda line: out.print(line, soft_wrap=True)
-        return
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("Analysing"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]} positions/s, left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=out, transient=True) as bar:
-        task = bar.add_task("", total=None, rate="–")
-        start: list[float] = []
-
-        def progress(done: int, total: int) -> None:
-            now = time.perf_counter()
-            start[:] = start or [now, done]
-            seconds = now - start[0]
-            rate = f"{(done - start[1]) / seconds:,.0f}" if seconds > 0.5 else "–"
-            bar.update(task, completed=done, total=total, rate=rate)
-
-        yield progress, lambda line: out.print(line, soft_wrap=True)
 
 
 def _summarize(tree: xr.DataTree, output: str, seconds: float) -> None:

@@ -63,6 +63,7 @@ def _silence_stdout() -> None:
         "analyze": ".analyze:analyze",
         "show": ".show:show",
         "plot": ".plot:plot",
+        "compare": ".compare:compare",
         "corpus": ".corpus:corpus",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
