@@ -368,8 +368,8 @@ def _space(a: xr.DataTree, b: xr.DataTree, basis: Basis) -> tuple[str | None, st
     apart = float(np.linalg.norm(cov_a - cov_b))
     size = float(np.linalg.norm(cov_b))
     if apart > SAME_COVARIANCE * size:
-        far = f"by {apart / size:.2g} of its size" if size else "where B's embeddings do not vary"
-        why = f"the embeddings differ (their covariance {far})"
+        far = f"by {apart / size:.1%}" if size else "and B's is 0"
+        why = f"the covariances of the embeddings differ {far}"
         return why, _only_invariants(why)
     if _exchangeable(cov_b) and _differ(a, b, "vocabulary_sha256"):
         why = "the embeddings are one-hot, of different vocabularies"

@@ -120,29 +120,51 @@ def comparison_figure(
             axes.grid(True, which="major", linewidth=0.5, alpha=0.35)
             axes.spines[["top", "right"]].set_visible(False)
             axes.margins(x=0.02)
+    _add_comparison_legends(figure, states, labels, tolerance)
+    return figure
+
+
+def _add_comparison_legends(
+    figure: Figure,
+    states: Sequence[StateComparison],
+    labels: tuple[str, str],
+    tolerance: float | None,
+) -> None:
+    names = [f"{which}: {_literal(x)}" for which, x in zip("AB", labels, strict=True)]
     handles: list[Any] = [Line2D([], [], **_style(i), markersize=4.5) for i in range(2)]
-    names = [f"A: {_literal(labels[0])}", f"B: {_literal(labels[1])}"]
-    grey: dict[str, Any] = {"color": "0.35", "linestyle": _DOTTED, "linewidth": 1.1}
-    handles.append(Line2D([], [], **grey))
-    names.append("noise floor, or what noise alone would show")
     if any(s.differs.any() for s in states):
         handles.append(Patch(facecolor=_SHADE, linewidth=0))
         names.append("differ beyond noise")
-    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
-    return figure
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+    keys: list[tuple[Any, str]] = [
+        (Line2D([], [], **_DIFFERENCE), "mean gradients; best direction"),
+        (Line2D([], [], **_SECOND), "$\\sigma_1$; best five directions"),
+        (
+            Line2D([], [], color="0.35", linestyle=_DOTTED, linewidth=1.1),
+            "noise floor; what noise alone shows; two halves of one corpus",
+        ),
+    ]
+    if tolerance is not None:
+        keys.append((Line2D([], [], color="0.2", linewidth=1.0), f"tolerance {tolerance:g}"))
+    figure.legend(
+        *zip(*keys, strict=True),
+        loc="outside lower center",
+        ncols=len(keys),
+        frameon=False,
+        fontsize="small",
+    )
 
 
 def _draw_differences(axes: Axes, state: StateComparison, tolerance: float | None) -> None:
     delay = state.delay
-    axes.set(title="Difference", ylabel="relative difference, (A − B) / B")
-    lines = [("gradient", _DIFFERENCE, "mean gradients"), ("sigma1", _SECOND, "$|\\sigma_1|$")]
+    axes.set(title="Difference", ylabel="relative difference, |A − B| / B")
     shown = []
-    for name, style, label in lines:
+    for name, style in (("gradient", _DIFFERENCE), ("sigma1", _SECOND)):
         values = np.abs(getattr(state, name))
         if not np.isfinite(values).any():
             continue
         values = np.where(np.isfinite(values), values, np.nan)
-        axes.plot(delay, values, **style, markevery=_every(state.curve_a), label=label)
+        axes.plot(delay, values, **style, markevery=_every(state.curve_a))
         shown.append(values[values > 0])
         error = getattr(state, f"{name}_stderr")
         axes.fill_between(
@@ -159,7 +181,7 @@ def _draw_differences(axes: Axes, state: StateComparison, tolerance: float | Non
                   linestyle=_DOTTED, linewidth=1.1)  # fmt: skip
         shown.append(noise[noise > 0])
     if tolerance is not None:
-        axes.axhline(tolerance, color="0.2", linewidth=1.0, label=f"tolerance {tolerance:g}")
+        axes.axhline(tolerance, color="0.2", linewidth=1.0)
         shown.append(np.array([tolerance] if tolerance > 0 else []))
     for t in delay[state.differs]:
         axes.axvspan(t - 0.5, t + 0.5, color=_SHADE, linewidth=0, zorder=0)
@@ -170,8 +192,6 @@ def _draw_differences(axes: Axes, state: StateComparison, tolerance: float | Non
     else:
         axes.set_ylim(0, 1)
         axes.text(0.5, 0.5, "no difference at any delay", **_CENTRE, transform=axes.transAxes)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize="small", loc="best")
 
 
 def _draw_angles(axes: Axes, state: StateComparison) -> None:
@@ -182,13 +202,12 @@ def _draw_angles(axes: Axes, state: StateComparison) -> None:
         axes.text(0.5, 0.5, said, **_CENTRE, transform=axes.transAxes)
         axes.set_xlim(float(state.delay[0]), max(1.0, float(state.delay[-1])))
         return
-    for angles, halves, style, label in (
-        (state.angles1, state.halves1, _DIFFERENCE, "best direction"),
-        (state.angles5, state.halves5, _SECOND, "best five directions"),
+    for angles, halves, style in (
+        (state.angles1, state.halves1, _DIFFERENCE),
+        (state.angles5, state.halves5, _SECOND),
     ):
-        axes.plot(state.delay, angles[:, 0], **style, markevery=_every(state.curve_a), label=label)
+        axes.plot(state.delay, angles[:, 0], **style, markevery=_every(state.curve_a))
         axes.plot(state.delay, halves, color=style["color"], linestyle=_DOTTED, linewidth=1.1)
-    axes.legend(frameon=False, fontsize="small", loc="best")
 
 
 def _style(i: int) -> dict[str, Any]:
