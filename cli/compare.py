@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _MADE = ("model", "corpus", "positions", "method", "precision", "provider", "seed")
 _USUAL = (0, 1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50)
 """Delays in the table, beside the last, the first that differs and the worst."""
+_WIDE = 145
+"""Characters that a line with all columns may take."""
 
 _MEASURES = {
     "gradient": "relative difference of the mean gradients",
@@ -345,30 +347,44 @@ def _print_state(console: Console, state: StateComparison, all_: Comparison, eve
     what = "whitened" if all_.normalization == "whitened" else "not whitened"
     errors = "paired (same positions)" if state.paired else "independent errors"
     console.print(f"{name} · inputs: {all_.group} · {what} · {errors}", style="bold")
-    table = Table()
-    headings = ["delay", "σ₁ of A", "of B", "Δσ₁/σ₁", "Δ(σ₁/Σσ)", "Δ(σ₁..₅/Σσ)"]
-    if not state.no_gradients:
-        headings[1:1] = ["‖ΔḠ‖/‖Ḡ‖", "by noise"]
-    if not state.no_angles:
-        headings += ["∠1", "∠5"]
-    for heading in [*headings, ""]:
-        table.add_column(heading, justify="right")  # a narrow terminal folds at the ±
     shown = {*_USUAL, int(state.delay[-1]), state.first_difference, state.worst}
-    for t, row in enumerate(state.rows()):
-        if not every and row["delay"] not in shown:
-            continue
-        cells = [
-            f"{row['delay']}",
-            *(_number(c.sigma1[t], ".2e") for c in (state.curve_a, state.curve_b)),
-            *(_difference(row, key, sign="+") for key in ("sigma1", "share1", "share5")),
-        ]
-        if not state.no_gradients:
-            cells[1:1] = [_difference(row, "gradient"), _number(row["gradient_noise"], ".0e")]
-        if not state.no_angles:
-            cells += [_number(max(row[k], default=math.nan), ".1f", "°")
-                      for k in ("angles1", "angles5")]  # fmt: skip
-        table.add_row(*cells, "!" if row["differs"] else "")
-    console.print(table)
+    rows = [
+        (row, state.curve_a.sigma1[t], state.curve_b.sigma1[t])
+        for t, row in enumerate(state.rows())
+        if every or row["delay"] in shown
+    ]
+    delay = {"delay": [f"{row['delay']}" for row, _, _ in rows]}
+    levels = {
+        "σ₁ of A": [_number(a, ".2e") for _, a, _ in rows],
+        "of B": [_number(b, ".2e") for _, _, b in rows],
+    }
+    if not state.no_gradients:
+        levels["‖ΔḠ‖/‖Ḡ‖"] = [_difference(row, "gradient") for row, _, _ in rows]
+        levels["by noise"] = [_number(row["gradient_noise"], ".0e") for row, _, _ in rows]
+    changes = {
+        heading: [_difference(row, key, sign="+") for row, _, _ in rows]
+        for heading, key in (
+            ("Δσ₁/σ₁", "sigma1"),
+            ("Δ(σ₁/Σσ)", "share1"),
+            ("Δ(σ₁..₅/Σσ)", "share5"),
+        )
+    }
+    angles = {}
+    if not state.no_angles:
+        for heading, key in (("∠1", "angles1"), ("∠5", "angles5")):
+            angles[heading] = [_number(row[key][0], ".1f", "°") for row, _, _ in rows]
+    mark = {"": ["!" if row["differs"] else "" for row, _, _ in rows]}
+    # One wide table, or two where the terminal is too narrow for it.
+    tables = [delay | levels | changes | angles | mark]
+    if console.width < _WIDE:
+        tables = [delay | levels | angles | mark, delay | changes | mark]
+    for columns in tables:
+        table = Table()
+        for heading in columns:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for cells in zip(*columns.values(), strict=True):
+            table.add_row(*cells)
+        console.print(table)
     if state.no_gradients and state.no_angles is None:
         console.print(f"Mean gradients not compared: {state.no_gradients}.", soft_wrap=True)
     console.print(f"{name}: {_said(state)}\n", soft_wrap=True)
