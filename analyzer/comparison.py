@@ -385,7 +385,7 @@ def _only_invariants(why: str) -> str:
 
 
 def _covariance(tree: xr.DataTree) -> np.ndarray:
-    d = tree["embedding_whitening"].values
+    d = np.asarray(tree["embedding_whitening"].values)
     return d @ d.T
 
 
@@ -408,7 +408,8 @@ class _Side:
         self._group = [str(g) for g in tree.coords["group"].values].index(group)
         size = tree.sizes["embedding"]
         whitened = normalization == "whitened"
-        self.D = tree["embedding_whitening"].values if whitened else np.eye(size)
+        root = np.asarray(tree["embedding_whitening"].values)
+        self.D = root if whitened else np.eye(size)
 
     def curve(self, state: str) -> Curve:
         (found,) = curves(
@@ -426,7 +427,8 @@ class _Side:
         """``[unit, embedding]`` of a variable, not whitened; None where the result lacks it."""
         if name not in self.tree[state].data_vars:
             return None
-        return self.tree[state][name].values[self._group, delay].astype(np.float64)
+        values = np.asarray(self.tree[state][name].values)
+        return values[self._group, delay].astype(np.float64)
 
     def block_counts(self, state: str) -> np.ndarray | None:
         """``[block, delay]``."""
@@ -437,7 +439,7 @@ class _Side:
 
     def blocks(self, state: str, delay: int) -> np.ndarray:
         """``[block, unit, embedding]``, means of blocks, 0 where a block holds nothing."""
-        values = self.tree[state]["block_gradient"].values[:, self._group, delay]
+        values = np.asarray(self.tree[state]["block_gradient"].values)[:, self._group, delay]
         return np.nan_to_num(values.astype(np.float64))
 
     @cached_property
@@ -491,7 +493,7 @@ def _compare_state(a: _Side, b: _Side, x: str, y: str, why_not: str | None) -> S
         grams = np.zeros((a.delays, blocks.number, blocks.number))
     for t in range(a.delays):
         gradient_a, gradient_b = a.matrix(x, "gradient", t), b.matrix(y, "gradient", t)
-        if blocks is not None and paired:
+        if counts_a is not None and paired:
             errors_ = _paired_stderr(
                 a.blocks(x, t), b.blocks(y, t), counts_a[:, t], a.D, b.D, not no_gradients
             )
@@ -515,8 +517,8 @@ def _compare_state(a: _Side, b: _Side, x: str, y: str, why_not: str | None) -> S
                 found[f"halves{n}"][t] = max(principal_angles(p, q, n)[0] for p, q in halves)
         if no_gradients:
             continue
-        size = np.linalg.norm(white_b)
-        found["gradient"][t] = _relative_size(np.linalg.norm(white_a - white_b), size)
+        size = float(np.linalg.norm(white_b))
+        found["gradient"][t] = _relative_size(float(np.linalg.norm(white_a - white_b)), size)
         if blocks is not None and grams is not None:
             block_a, block_b = a.blocks(x, t) @ b.D, b.blocks(y, t) @ b.D
             grams[t] = blocks.gram(block_a, block_b, t)
@@ -623,7 +625,9 @@ def _paired_stderr(
         found = relative_difference(_measures(x, d_a), _measures(y, d_b))
         apart = np.nan
         if gradients:
-            apart = _relative_size(np.linalg.norm((x - y) @ d_b), float(np.linalg.norm(y @ d_b)))
+            apart = _relative_size(
+                float(np.linalg.norm((x - y) @ d_b)), float(np.linalg.norm(y @ d_b))
+            )
         found = np.concatenate([[apart], found])
         return np.where(np.isfinite(found), found, np.nan)
 
@@ -718,7 +722,7 @@ def _decide(
 ) -> tuple[Literal["gradient", "sigma1", "none"], np.ndarray]:
     """Choose the test that the results allow, and give its p-values."""
     if not no_gradients and blocks and grams is not None and blocks.number >= _FEWEST_BLOCKS:
-        known = np.isfinite(found["gradient_noise"])
+        known = ~np.isnan(found["gradient_noise"])  # infinite relative to nothing: still known
         return "gradient", np.where(known, sign_flip_test(grams), np.nan)
     number = min(int(s.tree.attrs.get("blocks", 0)) for s in (a, b))
     if number < 2:

@@ -187,8 +187,9 @@ def _draw_differences(axes: Axes, state: StateComparison, tolerance: float | Non
         axes.axvspan(t - 0.5, t + 0.5, color=_SHADE, linewidth=0, zorder=0)
     values = np.concatenate(shown) if shown else np.array([])
     if values.size:
-        axes.set_yscale("log")
+        # Limits first: a logarithmic axis cannot scale itself to a single value.
         axes.set_ylim(values.min() / 2, values.max() * 3)
+        axes.set_yscale("log")
     else:
         axes.set_ylim(0, 1)
         axes.text(0.5, 0.5, "no difference at any delay", **_CENTRE, transform=axes.transAxes)

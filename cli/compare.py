@@ -255,6 +255,8 @@ def _open(path: str) -> _Input:
             f"Expected a result (.nc) or a memory model (.onnx); {path} does not exist. Check the "
             "path."
         ) from None
+    except OSError:  # a folder, or what may not be read: the readers below say so
+        result = False
     if result or os.path.splitext(path)[1].lower() != ".onnx":
         return _Input(path, tree=open_result(path))
     return _Input(path, model=open_model(path))

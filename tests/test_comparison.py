@@ -343,7 +343,7 @@ class TestBeyondNoise:
 
     def test_noise_alone_has_the_size_that_is_said(self):
         for case in CASES.values():
-            found = [only(compare(*case(s))) for s in range(50)]
+            found = [only(compare(*case(s))) for s in range(40)]
             size = np.sqrt(np.mean([s.gradient[2] ** 2 for s in found]))
             said = np.sqrt(np.mean([s.gradient_noise[2] ** 2 for s in found]))
             assert said == pytest.approx(size, rel=0.15), case

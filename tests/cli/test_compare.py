@@ -63,7 +63,7 @@ class TestResults:
         assert "lstm0.c · inputs: all · whitened · paired (same positions)" in lines
         rows = [line.split("│")[1:-1] for line in lines if line.startswith("│")]
         assert [int(r[0]) for r in rows] == [0, 1, 2, 3, 5] * 2
-        assert {r[1].split("±")[0].strip() for r in rows} == {"1.0e-01"}
+        assert {r[3].split("±")[0].strip() for r in rows} == {"1.0e-01"}
         assert {r[5].split("±")[0].strip() for r in rows} == {"+1.0e-01"}
         needed = re.search(r"Tolerance that would have passed: (\S+) \(relative", done.stdout)
         assert float(needed[1]) == pytest.approx(0.1, rel=0.011)
