@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ._analyze import analyze
     from ._describe import describe
     from .budget import check, read_budget
+    from .comparison import compare
     from .corpus import Corpus, read_corpus
     from .errors import MnemoscopeError
     from .model import MemoryModel, open_model
@@ -29,6 +30,7 @@ _HOME = {
     "Vocabulary": ".roles",
     "analyze": "._analyze",
     "check": ".budget",
+    "compare": ".comparison",
     "describe": "._describe",
     "open_model": ".model",
     "open_result": ".result",
@@ -47,6 +49,7 @@ __all__ = [
     "__version__",
     "analyze",
     "check",
+    "compare",
     "describe",
     "open_model",
     "open_result",

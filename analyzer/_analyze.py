@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -167,6 +169,7 @@ def analyze(
     attributes = {
         "model": printable(model.path.name),
         "model_sha256": model.sha256,
+        "vocabulary_sha256": _vocabulary_hash(model),
         **{f"source_{k}": v for k, v in model.roles.source.items()},
         "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
@@ -349,6 +352,14 @@ def _scales(step: Step, corpus: Corpus, table: np.ndarray, provider: str) -> dic
         name: np.maximum(r, max(1e-2 * float(np.sqrt(np.square(r).mean())), 1e-8))
         for name, r in ranges.items()
     }
+
+
+def _vocabulary_hash(model: MemoryModel) -> str | None:
+    """Which id is which token, so that one-hot embeddings of two models can be told apart."""
+    if model.vocabulary is None:
+        return None
+    text = json.dumps(model.vocabulary.tokens, ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _versions() -> dict[str, str]:

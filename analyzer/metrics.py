@@ -21,6 +21,8 @@ __all__ = [
     "jackknife",
     "mean_matrix",
     "noise_matrix",
+    "principal_angles",
+    "relative_difference",
     "selectivity",
     "singular_values",
     "svd",
@@ -176,6 +178,51 @@ def selectivity(values: np.ndarray, leading: int = 1) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     total = values.sum(axis=-1)
     return values[..., :leading].sum(axis=-1) / np.where(total > 0, total, np.nan)
+
+
+def relative_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Signed difference in units of the reference, ``(a − b) / b``.
+
+    Args:
+        a: ``[...]``, not negative.
+        b: ``[...]``, the reference, not negative.
+
+    Returns:
+        ``[...]``; 0 where both are 0 (nothing is as much as nothing), infinite where b alone is.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where((a == 0) & (b == 0), 0.0, (a - b) / b)
+
+
+def principal_angles(a: np.ndarray, b: np.ndarray, leading: int = 1) -> np.ndarray:
+    """Angles between the subspaces of the embedding space that two matrices respond to most.
+
+    The subspaces are spanned by the n leading right singular vectors of each; the cosines of the
+    principal angles are the singular values of ``V_aᵀ V_b`` (Björck and Golub 1973). Small angles
+    come from the sines, as `scipy.linalg.subspace_angles` finds them (Knyazev and Argentati 2002).
+
+    Args:
+        a: ``[..., unit of a, embedding]``.
+        b: ``[..., unit of b, embedding]``; the units need not be as many.
+        leading: n; all directions where either has fewer.
+
+    Returns:
+        ``[..., n]`` degrees, the largest first. NaN where a matrix is not finite or its rank is
+        below n: then no n directions stand out.
+    """
+    from scipy.linalg import subspace_angles
+
+    n = min(leading, *np.shape(a)[-2:], *np.shape(b)[-2:])
+    (_, values_a, va), (_, values_b, vb) = svd(a), svd(b)
+    lead = np.broadcast_shapes(va.shape[:-2], vb.shape[:-2])
+    angles = np.full((*lead, n), np.nan)
+    eps = np.finfo(np.float64).eps
+    for i in np.ndindex(*lead):
+        # Comparisons with NaN are false: a matrix that is not finite is left out too.
+        if all(s[i][n - 1] > eps * max(s[i].shape) * s[i][0] for s in (values_a, values_b)):
+            angles[i] = np.degrees(subspace_angles(va[i][:n].T, vb[i][:n].T))
+    return angles
 
 
 def jackknife(

@@ -130,6 +130,11 @@ class MemoryModel:
             return self.embeddings
         return replace(self, proto=_passes.to_precision(self.proto, dtype)).embeddings
 
+    @property
+    def differentiable_states(self) -> list[str]:
+        """Names of the states that are not integers, in the order of the roles."""
+        return [s.name for s in self.roles.states if self.state_shape(s)[1] in _passes.FLOATS]
+
     def state_shape(self, state: State) -> tuple[tuple[int, ...], int]:
         """The per-stream shape of one component and the ONNX element type of its tensor."""
         info = next(i for i in self.proto.graph.input if i.name == state.input)

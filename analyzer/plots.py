@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
+from .comparison import Comparison, StateComparison
 from .tables import Curve
 
 # Okabe and Ito's palette without its yellow (too light on white), as colour-blind readers tell
@@ -23,6 +26,17 @@ _STYLES = (
     ("#E69F00", "P", (0, (6, 1.5))),
     ("#56B4E9", "X", (0, (4, 1.2, 1, 1.2))),
 )
+_DOTTED = (0, (1.2, 1.6))
+# What belongs to both curves has colours of its own.
+_DIFFERENCE: dict[str, Any] = {
+    "color": "#000000", "marker": "^", "linestyle": "-", "linewidth": 1.5, "markersize": 4,
+}  # fmt: skip
+_SECOND: dict[str, Any] = {
+    "color": "#009E73", "marker": "D", "linestyle": (0, (4, 1.2)), "linewidth": 1.1,
+    "markersize": 3.2,
+}  # fmt: skip
+_SHADE = "#F0E4C8"
+_CENTRE: dict[str, Any] = {"ha": "center", "va": "center", "color": "0.35"}
 _UNITS = {
     "whitened": "state per standard deviation of the embedding",
     "none": "state per unit of the embedding",
@@ -63,6 +77,140 @@ def memory_figure(
     return figure
 
 
+def comparison_figure(
+    comparison: Comparison,
+    labels: tuple[str, str],
+    *,
+    tolerance: float | None = None,
+    width: float = 11.0,
+) -> Figure:
+    """Draw a comparison, one row of three panels for each state.
+
+    Left: σ₁ of both as `memory_figure` draws it. Middle, on a logarithmic axis: the relative
+    difference of the mean gradients with a band of one standard error (what noise alone would
+    make it as a thin dotted line) and the size of that of σ₁; delays at which the two differ
+    beyond noise are shaded. Right: the angle between the best remembered directions and the
+    largest between the subspaces of the best five, with what the two halves of one corpus show
+    dotted.
+
+    Args:
+        comparison: What to draw.
+        labels: Names of A and B for the legend.
+        tolerance: Drawn as a line across the middle panel; None for none.
+        width: Of the figure, in inches.
+    """
+    states = comparison.states
+    figure = Figure(figsize=(width, 0.6 + 3.2 * len(states)), layout="constrained")
+    panels = figure.subplots(len(states), 3, squeeze=False)
+    for (memory, apart, angle), state in zip(panels, states, strict=True):
+        both = [(labels[0], state.curve_a), (labels[1], state.curve_b)]
+        for i, (_, curve) in enumerate(both):
+            _draw_memory(memory, curve, i)
+        _finish(memory, both)
+        name = state.a if state.a == state.b else f"{state.a} = {state.b}"
+        memory.set_title(_literal(f"{name}: memory"))
+        memory.set_ylabel(
+            f"largest singular value $\\sigma_1$\n({_UNITS[comparison.normalization]})",
+            fontsize="small",
+        )
+        _draw_differences(apart, state, tolerance)
+        _draw_angles(angle, state)
+        for axes in (memory, apart, angle):
+            axes.set_xlabel("delay (words)")
+            axes.grid(True, which="major", linewidth=0.5, alpha=0.35)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.margins(x=0.02)
+    _add_comparison_legends(figure, states, labels, tolerance)
+    return figure
+
+
+def _add_comparison_legends(
+    figure: Figure,
+    states: Sequence[StateComparison],
+    labels: tuple[str, str],
+    tolerance: float | None,
+) -> None:
+    names = [f"{which}: {_literal(x)}" for which, x in zip("AB", labels, strict=True)]
+    handles: list[Any] = [Line2D([], [], **_style(i), markersize=4.5) for i in range(2)]
+    if any(s.differs.any() for s in states):
+        handles.append(Patch(facecolor=_SHADE, linewidth=0))
+        names.append("differ beyond noise")
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+    keys: list[tuple[Any, str]] = [
+        (Line2D([], [], **_DIFFERENCE), "mean gradients; best direction"),
+        (Line2D([], [], **_SECOND), "$\\sigma_1$; best five directions"),
+        (
+            Line2D([], [], color="0.35", linestyle=_DOTTED, linewidth=1.1),
+            "noise floor; what noise alone shows; two halves of one corpus",
+        ),
+    ]
+    if tolerance is not None:
+        keys.append((Line2D([], [], color="0.2", linewidth=1.0), f"tolerance {tolerance:g}"))
+    figure.legend(
+        *zip(*keys, strict=True),
+        loc="outside lower center",
+        ncols=len(keys),
+        frameon=False,
+        fontsize="small",
+    )
+
+
+def _draw_differences(axes: Axes, state: StateComparison, tolerance: float | None) -> None:
+    delay = state.delay
+    axes.set(title="Difference", ylabel="relative difference, |A − B| / B")
+    shown = []
+    for name, style in (("gradient", _DIFFERENCE), ("sigma1", _SECOND)):
+        values = np.abs(getattr(state, name))
+        if not np.isfinite(values).any():
+            continue
+        values = np.where(np.isfinite(values), values, np.nan)
+        axes.plot(delay, values, **style, markevery=_every(state.curve_a))
+        shown.append(values[values > 0])
+        error = getattr(state, f"{name}_stderr")
+        axes.fill_between(
+            delay,
+            np.fmax(values - error, 0.2 * values),  # never at 0 on a logarithmic axis
+            values + error,
+            color=style["color"],
+            alpha=0.2,
+            linewidth=0,
+        )
+    noise = np.where(np.isfinite(state.gradient_noise), state.gradient_noise, np.nan)
+    if state.measure == "gradient" and (noise > 0).any():
+        axes.plot(delay, np.where(noise > 0, noise, np.nan), color=_DIFFERENCE["color"],
+                  linestyle=_DOTTED, linewidth=1.1)  # fmt: skip
+        shown.append(noise[noise > 0])
+    if tolerance is not None:
+        axes.axhline(tolerance, color="0.2", linewidth=1.0)
+        shown.append(np.array([tolerance] if tolerance > 0 else []))
+    for t in delay[state.differs]:
+        axes.axvspan(t - 0.5, t + 0.5, color=_SHADE, linewidth=0, zorder=0)
+    values = np.concatenate(shown) if shown else np.array([])
+    if values.size:
+        # Limits first: a logarithmic axis cannot scale itself to a single value.
+        axes.set_ylim(values.min() / 2, values.max() * 3)
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1)
+        axes.text(0.5, 0.5, "no difference at any delay", **_CENTRE, transform=axes.transAxes)
+
+
+def _draw_angles(axes: Axes, state: StateComparison) -> None:
+    axes.set(title="Directions", ylabel="largest principal angle (degrees)", ylim=(-2, 92))
+    axes.set_yticks([0, 15, 30, 45, 60, 75, 90])
+    if state.no_angles:
+        said = textwrap.fill(f"not compared: {_literal(state.no_angles)}", 34)
+        axes.text(0.5, 0.5, said, **_CENTRE, transform=axes.transAxes)
+        axes.set_xlim(float(state.delay[0]), max(1.0, float(state.delay[-1])))
+        return
+    for angles, halves, style in (
+        (state.angles1, state.halves1, _DIFFERENCE),
+        (state.angles5, state.halves5, _SECOND),
+    ):
+        axes.plot(state.delay, angles[:, 0], **style, markevery=_every(state.curve_a))
+        axes.plot(state.delay, halves, color=style["color"], linestyle=_DOTTED, linewidth=1.1)
+
+
 def _style(i: int) -> dict[str, Any]:
     color, marker, line = _STYLES[i % len(_STYLES)]
     return {"color": color, "marker": marker, "linestyle": line}
@@ -101,7 +249,7 @@ def _draw_memory(axes: Axes, curve: Curve, i: int) -> None:
         linewidth=0,
         zorder=2,
     )
-    axes.plot(curve.delay, floor, color=color, linestyle=(0, (1.2, 1.6)), linewidth=1.1, zorder=1)
+    axes.plot(curve.delay, floor, color=color, linestyle=_DOTTED, linewidth=1.1, zorder=1)
     axes.plot(
         curve.delay[below],
         shown[below],
@@ -173,7 +321,7 @@ def _add_legends(figure: Figure, curves: Sequence[tuple[str, Curve]], title: str
     )
     grey: dict[str, Any] = {"color": "0.35"}
     keys = [
-        (Line2D([], [], **grey, linestyle=(0, (1.2, 1.6)), linewidth=1.1), "noise floor"),
+        (Line2D([], [], **grey, linestyle=_DOTTED, linewidth=1.1), "noise floor"),
     ]
     if not all(c.clear.all() for _, c in curves):
         hollow = Line2D(

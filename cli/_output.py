@@ -140,8 +140,8 @@ def check_output(path: str, *, inputs: Iterable[str] = (), suffixes: tuple[str, 
         ) from error
 
 
-def output_option(what: str) -> Callable[..., Any]:
+def output_option(what: str, *, required: bool = True) -> Callable[..., Any]:
     """Give ``-o``/``--output``, the same for every command that writes a file."""
     return click.option(
-        "-o", "--output", required=True, metavar="FILE", help=f"Write the {what} here."
+        "-o", "--output", required=required, metavar="FILE", help=f"Write the {what} here."
     )

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from mnemoscope.analyzer.errors import MnemoscopeError
 
+from ._analysis import analysis_options, check_step, in_bytes, progress_of
 from ._lazy import example
-from ._options import analysis_options
 from ._output import Report, check_output, reports
-from .analyze import show_progress
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -42,8 +41,8 @@ _STYLES = {"passed": "", "failed": "bold red", "undecided": "yellow"}
 @click.option("--strict", is_flag=True, help="Fail on what is undecided too.")
 @click.option("--junit", metavar="FILE", help="Write a JUnit XML report here.")
 @click.option("--github", is_flag=True, help="Print annotations for a GitHub workflow.")
+@click.option("--state", "states", multiple=True, help="State to follow; may be repeated.  [all]")
 @analysis_options(delays="the largest that the budget mentions", positions=f"{_POSITIONS:,}")
-@click.option("-q", "--quiet", is_flag=True, help="Print neither progress nor notes.")
 @reports("json")
 def check(
     model_or_result: str,
@@ -162,8 +161,7 @@ class _Loader:
         self._options = {"positions": _POSITIONS, **stated, **given}
         if "states" not in self._options and budget and budget.states:
             self._options["states"] = budget.states
-        if self._options.get("step") is not None and self._options.get("method") != "fd":
-            raise click.UsageError("--step is the step of finite differences; add --method fd.")
+        check_step(self._options.get("step"), self._options.get("method"))
         self._done: dict[str, xr.DataTree] = {}
 
     def match(
@@ -213,12 +211,12 @@ class _Loader:
             self._budget.require(names, 50 if delays is None else delays, "the model")
         corpus = read_corpus(self._corpus, opened.vocabulary, level=options.pop("level", None))
         memory, states = options.pop("memory", None), options.pop("states", None)
-        with show_progress(self._quiet) as (progress, report):
+        with progress_of(self._quiet) as (progress, report):
             return analyze(
                 opened,
                 corpus,
                 states=list(states) if states else None,
-                memory=None if memory is None else int(memory * 1e9),
+                memory=in_bytes(memory),
                 progress=progress,
                 report=report,
                 **options,

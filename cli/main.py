@@ -64,6 +64,7 @@ def _silence_stdout() -> None:
         "show": ".show:show",
         "plot": ".plot:plot",
         "check": ".check:check",
+        "compare": ".compare:compare",
         "corpus": ".corpus:corpus",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

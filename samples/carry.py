@@ -67,12 +67,14 @@ def to_keras(module: LanguageModel) -> keras.Model:
         "GRU": keras.layers.GRU,  # reset_after, as PyTorch and cuDNN have it
         "RNN": keras.layers.SimpleRNN,
     }[module.kind](units, return_sequences=True)
-    model = keras.Sequential([
-        keras.Input((None,), dtype="int64"),
-        keras.layers.Embedding(vocabulary, embedding),
-        layer,
-        keras.layers.Dense(vocabulary),
-    ])
+    model = keras.Sequential(
+        [
+            keras.Input((None,), dtype="int64"),
+            keras.layers.Embedding(vocabulary, embedding),
+            layer,
+            keras.layers.Dense(vocabulary),
+        ]
+    )
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     inputs, recurrent, b_inputs, b_recurrent = (
         _reordered(weights[f"core.{name}"], module.kind) for name in names
