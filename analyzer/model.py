@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
-from . import _passes, _runtime
+from . import _limits, _passes, _runtime
 from .errors import ModelError
 from .roles import Roles, State, Vocabulary, read_roles
 
@@ -166,14 +166,15 @@ def open_model(path: str | Path) -> MemoryModel:
             not fit, points at data outside its own folder, or holds weights that are not finite.
     """
     path = Path(path)
-    proto = load_proto(path)
-    roles, vocabulary = read_roles(proto)
-    _passes.check_finite(proto)
-    model = MemoryModel(path, proto, roles, vocabulary)
-    _ = model.vocabulary_size
-    for state in roles.states:
-        model.state_shape(state)
-    return model
+    with _limits.limited("opening the model", path.stat().st_size if path.is_file() else 0):
+        proto = load_proto(path)
+        roles, vocabulary = read_roles(proto)
+        _passes.check_finite(proto)
+        model = MemoryModel(path, proto, roles, vocabulary)
+        _ = model.vocabulary_size
+        for state in roles.states:
+            model.state_shape(state)
+        return model
 
 
 def load_proto(path: Path) -> onnx.ModelProto:
@@ -200,15 +201,37 @@ def load_proto(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
     except DecodeError:
         raise ModelError(f"{path} is not an ONNX model, or it is cut off or damaged.") from None
+    if not _is_text(proto):
+        raise ModelError(f"{path} is damaged: a name or text in it is not UTF-8.")
     if not proto.graph.node or not proto.opset_import:
         raise ModelError(f"{path} is not an ONNX model: it holds no graph.")
     _load_external_data(proto, path.parent)
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0][:300]
-        raise ModelError(f"{path} is not a valid ONNX model: {first}") from None
+        raise ModelError(f"{path} is not a valid ONNX model: {_runtime.said(error)}") from None
     return proto
+
+
+def _is_text(message: Message) -> bool:
+    """Whether every text in `message` is UTF-8, which ONNX demands and its parser does not check.
+
+    Weights are not touched: a field of bytes would be copied.
+    """
+    for entry in message.DESCRIPTOR.fields:
+        if entry.type not in (entry.TYPE_STRING, entry.TYPE_MESSAGE):
+            continue
+        value = getattr(message, entry.name)
+        several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        if entry.type == entry.TYPE_STRING:
+            if any(isinstance(v, bytes) for v in (value if several else [value])):
+                return False
+        elif several:
+            if not all(map(_is_text, value)):
+                return False
+        elif message.HasField(entry.name) and not _is_text(value):
+            return False
+    return True
 
 
 def _load_external_data(proto: onnx.ModelProto, folder: Path) -> None:
@@ -236,7 +259,7 @@ def _load_external_data(proto: onnx.ModelProto, folder: Path) -> None:
         except Exception as error:  # what it raises differs between versions of onnx
             raise ModelError(
                 f"The weight {tensor.name!r} cannot be read from {location!r}: "
-                f"{str(error).strip().splitlines()[0][:300]}"
+                f"{_runtime.said(error)}"
             ) from None
 
 

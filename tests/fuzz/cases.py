@@ -19,6 +19,9 @@ MODELS, TEXTS = 2100, 540
 TEXT = "w1 w2 w3 zebra\nw4 w5\nw7 w8 w9 w1\n" * 3
 IDS = "1 2 3 4 5 6 7 8 9 10 11 0 1 2 3 4\n" * 2
 
+# Whose cases run until they are ended; three of four of their turns go to others.
+SLOW = ("gigantic-tensor", "doubling", "endless-loop", "long-sequence")
+
 Write = Callable[[Path], list[list[str]]]
 
 
@@ -73,6 +76,8 @@ def _model_case(number: int) -> tuple[str, Write]:
     mutators = list(MUTATORS)
     name = mutators[number % len(mutators)]
     rng = np.random.default_rng([1, number])
+    if name in SLOW and number // len(mutators) % 4:
+        name = str(rng.choice([m for m in mutators if m not in SLOW]))
     # Each mutator meets all bases in turn.
     base = list(BASES)[(number // len(mutators) + number) % len(BASES)]
 
