@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -210,7 +211,34 @@ def load_proto(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is not a valid ONNX model: {_runtime.said(error)}") from None
+    for graph in _passes.graphs(proto.graph):
+        _fill_sparse(graph)
     return proto
+
+
+def _fill_sparse(graph: onnx.GraphProto) -> None:
+    """Store the sparse weights of `graph` with their zeros, as every later pass expects them."""
+    for sparse in graph.sparse_initializer:
+        name, shape = sparse.values.name, tuple(sparse.dims)
+        try:
+            values = numpy_helper.to_array(sparse.values)
+            at = numpy_helper.to_array(sparse.indices)
+            if math.prod(shape) * values.itemsize >= _LARGEST:
+                raise ModelError(
+                    f"The sparse weight {name!r} has the shape {list(shape)}; with its zeros it "
+                    "would take 2 GiB or more. Export the model with a smaller weight."
+                )
+            dense = np.zeros(shape, values.dtype)
+            dense.reshape(-1)[at if at.ndim == 1 else np.ravel_multi_index(tuple(at.T), shape)] = (
+                values
+            )
+        except (ValueError, IndexError, TypeError) as error:
+            raise ModelError(
+                f"The sparse weight {name!r} does not fit its shape {list(shape)}: "
+                f"{_runtime.said(error)}. Export the model again."
+            ) from None
+        graph.initializer.append(numpy_helper.from_array(dense, name))
+    del graph.sparse_initializer[:]
 
 
 def _is_text(message: Message) -> bool:

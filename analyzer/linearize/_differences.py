@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnx.compose
 from onnx import helper, numpy_helper
 
+from .. import _passes
 from ..errors import ModelError, ResourceError
 from ._linearization import Jacobian, Linearization
 from ._step import Step, runnable, together
@@ -57,7 +56,7 @@ def difference_linearization(
         raise ModelError(f"The step of differences must be a finite number above 0, not {h}.")
     # The step's own names stay with the points; inside, every name gains a prefix.
     inner = f"{step.prefix}fd/"
-    model = onnx.compose.add_prefix(runnable(step), inner)
+    model = _passes.prefixed(runnable(step), inner)
     del model.graph.input[:], model.graph.output[:]
     before, after, jacobians, start = [], [], {}, 0
 

@@ -60,7 +60,7 @@ def case(number: int) -> tuple[str, Write]:
 def _analyses(corpus: str = "c.txt") -> list[list[str]]:
     return [
         ["analyze", "m.onnx", corpus, "-o", f"{method}.nc", "--delays", str(DELAYS), "--method",
-         method, "--precision", "float64", "--provider", "cpu", "--threads", "1", "-q"]
+         method, "--precision", "float64", "--provider", "cpu", "--threads", "1", "--blocks", "2", "-q"]
         for method in ("jvp", "fd")
     ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import math
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -68,16 +70,15 @@ def warm() -> None:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import h5netcdf  # noqa: F401
-    import mnemoscope.analyzer.result
-    import mnemoscope.cli.analyze
-    import mnemoscope.cli.inspect
-    import onnx_ad  # noqa: F401
-    import onnxruntime  # noqa: F401
-    import scipy.linalg  # noqa: F401
-    import xarray  # noqa: F401
-
-    _ = (mnemoscope.analyzer.result, mnemoscope.cli.analyze, mnemoscope.cli.inspect)
+    for name in (
+        "h5netcdf.legacyapi", "h5py._hl.dims", "onnx.inliner", "onnx.reference.ops",
+        "onnx.version_converter", "onnx_ad", "rich.table", "scipy.linalg", "scipy.special",
+        "mnemoscope.analyzer._analyze", "mnemoscope.analyzer._describe",
+        "mnemoscope.analyzer.result", "mnemoscope.analyzer.tables", "mnemoscope.cli.analyze",
+        "mnemoscope.cli.inspect",
+    ):  # fmt: skip
+        import_module(name)
+    gc.freeze()  # what is here already need not be looked through, and copied, in each child
 
 
 def call(arguments: list[str], folder: Path) -> Call:
