@@ -1,8 +1,8 @@
 """Work that a damaged file can make endless, announced to whoever watches this process.
 
 Native libraries cannot be interrupted from Python, so that a limit has to be kept from outside:
-the commands run in a watched process (``mnemoscope.cli._guard``). Where nobody watches, as in a
-program of one's own, an announcement does nothing.
+the commands run in a watched process. Where nobody watches, as in a program of one's own, an
+announcement does nothing.
 """
 
 from __future__ import annotations

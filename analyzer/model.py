@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -211,9 +212,22 @@ def load_proto(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} is not a valid ONNX model: {_runtime.said(error)}") from None
+    _check_tensors(proto)
     for graph in _passes.graphs(proto.graph):
         _fill_sparse(graph)
     return proto
+
+
+def _check_tensors(proto: onnx.ModelProto) -> None:
+    """Refuse stored tensors that hold more than their shape says; the checker lets them pass."""
+    for tensor in _all_tensors(proto):
+        try:
+            numpy_helper.to_array(tensor)
+        except Exception as error:  # what it raises differs between versions of onnx
+            raise ModelError(
+                f"The weight {tensor.name!r} does not fit its type and shape "
+                f"{list(tensor.dims)[:8]}: {_runtime.said(error)}. Export the model again."
+            ) from None
 
 
 def _fill_sparse(graph: onnx.GraphProto) -> None:
@@ -282,7 +296,9 @@ def _load_external_data(proto: onnx.ModelProto, folder: Path) -> None:
                 "model; keep the two files together."
             )
         try:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of entries that nobody reads
+                onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
             numpy_helper.to_array(tensor)
         except Exception as error:  # what it raises differs between versions of onnx
             raise ModelError(

@@ -34,6 +34,9 @@ _ADVICE = (
 def guarded(work: Callable[[], Any]) -> Any:
     """Do `work`, which ends by leaving the program, in a watched child process.
 
+    To be called before anything starts threads, as ONNX Runtime does when it is imported: a fork
+    does not take them along.
+
     Where processes cannot be forked (Windows), `work` is done here and nothing is watched.
     """
     if not hasattr(os, "fork") or threading.active_count() > 1:
@@ -149,9 +152,7 @@ def _processor_seconds(process: Any) -> float:
 def _said_of(number: int) -> str | None:
     name = signal.Signals(number).name
     if name in _CRASHES:
-        return (
-            f"ONNX Runtime, or another library that reads the model, crashed ({name}). {_ADVICE}"
-        )
+        return f"ONNX Runtime, or another library that reads the model, crashed ({name}). {_ADVICE}"
     if name == "SIGKILL":
         return (
             "The command was killed from outside, as systems do when memory runs short. Ask for "

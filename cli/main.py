@@ -13,7 +13,6 @@ from mnemoscope.analyzer.errors import MnemoscopeError
 from ._guard import guarded
 from ._lazy import LazyGroup, example
 
-
 _LONGEST = 950  # characters of a message
 
 

@@ -10,6 +10,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 
 def main() -> int:
     """Run what the call asks for; 1 when a case failed."""
@@ -18,6 +20,7 @@ def main() -> int:
     parser.add_argument("--files", default="fuzz-case", help="where --case writes them")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, help="how many; default all")
+    parser.add_argument("--sample", type=int, help="as many, spread over all of them")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", help="write every outcome here")
     asked = parser.parse_args()
@@ -39,6 +42,10 @@ def main() -> int:
         return int(bool(outcome.failures))
     total = cases.MODELS + cases.TEXTS
     stop = total if asked.count is None else min(total, asked.first + asked.count)
+    numbers = list(range(asked.first, stop))
+    if asked.sample is not None:
+        rng = np.random.default_rng(0)
+        numbers = sorted(int(n) for n in rng.choice(numbers, asked.sample, replace=False))
     start = time.monotonic()
     done = 0
 
@@ -48,10 +55,10 @@ def main() -> int:
         for failure in outcome.failures:
             print(f"case {outcome.number} ({outcome.mutator}): {failure}", flush=True)
         if done % 250 == 0:
-            print(f"… {done} of {stop - asked.first} cases, {time.monotonic() - start:.0f} s",
+            print(f"… {done} of {len(numbers)} cases, {time.monotonic() - start:.0f} s",
                   file=sys.stderr, flush=True)  # fmt: skip
 
-    outcomes = harness.run_all(list(range(asked.first, stop)), cases.case, asked.jobs, seen)
+    outcomes = harness.run_all(numbers, cases.case, asked.jobs, seen)
     print(harness.table(outcomes))
     left_out = sum(not o.calls for o in outcomes)
     failed = [o.number for o in outcomes if o.failures]

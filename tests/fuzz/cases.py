@@ -54,13 +54,16 @@ def case(number: int) -> tuple[str, Write]:
              for n in table]  # fmt: skip
     kind, name = kinds[(number - MODELS) % len(kinds)]
     rng = np.random.default_rng([2, number])
-    return f"{kind}: {name}", {"corpus": _corpus, "roles": _roles, "budget": _budget}[kind](rng, name)
+    return f"{kind}: {name}", {"corpus": _corpus, "roles": _roles, "budget": _budget}[kind](
+        rng, name
+    )
 
 
 def _analyses(corpus: str = "c.txt") -> list[list[str]]:
     return [
         ["analyze", "m.onnx", corpus, "-o", f"{method}.nc", "--delays", str(DELAYS), "--method",
-         method, "--precision", "float64", "--provider", "cpu", "--threads", "1", "--blocks", "2", "-q"]
+         method, "--precision", "float64", "--provider", "cpu", "--threads", "1", "--blocks", "2",
+         "-q"]
         for method in ("jvp", "fd")
     ]  # fmt: skip
 

@@ -30,7 +30,9 @@ LIMIT = 1.0  # seconds of processor time for one announced piece of work; 60 out
 DELAYS = 3
 
 # An exception that nobody foresaw shows itself by its class, or by the C++ it came from.
-_INTERNAL = re.compile(r"\b\w+(Error|Exception)\b(?<!Error: Error)|Traceback|std::|\.cc:\d+|0x[0-9a-f]{8}")
+_INTERNAL = re.compile(
+    r"\b\w+(Error|Exception)\b(?<!Error: Error)|Traceback|std::|\.cc:\d+|0x[0-9a-f]{8}"
+)
 _LONGEST = 1000  # characters of a message
 
 
@@ -360,5 +362,3 @@ def table(outcomes: list[Outcome]) -> str:
                   for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     )  # fmt: skip
-
-

@@ -146,8 +146,21 @@ def damaged_json(rng: Rng, text: str) -> str:
     if kind == 0:
         return text[: int(rng.integers(len(text)))]
     if kind == 1:
-        return _pick(rng, ("[" * 100_000, '{"a":' * 100_000, "1" * 100_000, '"' + "x" * 10, "NaN",
-                           '{"version": 1, "version": 1}', "null", '"\\ud800"', "[1,]", ""))
+        return _pick(
+            rng,
+            (
+                "[" * 100_000,
+                '{"a":' * 100_000,
+                "1" * 100_000,
+                '"' + "x" * 10,
+                "NaN",
+                '{"version": 1, "version": 1}',
+                "null",
+                '"\\ud800"',
+                "[1,]",
+                "",
+            ),
+        )
     for _ in range(int(rng.integers(1, 4))):
         container, key = _pick(rng, _places(data))
         what = int(rng.integers(4))
@@ -226,7 +239,10 @@ def good_roles(model: onnx.ModelProto) -> bytes:
 
 def good_budget() -> bytes:
     """A budget that every base model's check can read."""
-    return b'sigma = 2.0\n\n[states."*"]\nhorizon = 0\n\n[[states."*".sigma1]]\ndelay = 1\nat_least = 0.0\n'
+    return (
+        b'sigma = 2.0\n\n[states."*"]\nhorizon = 0\n\n'
+        b'[[states."*".sigma1]]\ndelay = 1\nat_least = 0.0\n'
+    )
 
 
 @_into(BUDGETS)
