@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import psutil
 
 from .errors import ResourceError
 
+VARIABLE = "MNEMOSCOPE_MEMORY"
+"""Environment variable: gigabytes that a command may take, where that is less than is free."""
+
 _CONTROL = Path("/sys/fs/cgroup")
 
 
 def available() -> int:
-    """Bytes that this process may still take: of the machine, or of its control group."""
+    """Bytes that this process may take: of the machine, its control group, or as `VARIABLE` says.
+
+    Raises:
+        ResourceError: `VARIABLE` holds no number above 0.
+    """
+    return int(min(_free(), _set_from_outside()))
+
+
+def _set_from_outside() -> int | float:
+    given = os.environ.get(VARIABLE)
+    if not given:
+        return math.inf
+    try:
+        size = int(float(given) * 1e9)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise ResourceError(
+            f"The environment variable {VARIABLE} must be a number of gigabytes above 0, such as "
+            f"4; it is {given!r:.40}."
+        )
+    return size
+
+
+def _free() -> int:
     free = int(psutil.virtual_memory().available)
     try:
         limit = int((_CONTROL / "memory.max").read_text())

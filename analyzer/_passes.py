@@ -162,6 +162,22 @@ def check_finite(model: onnx.ModelProto) -> None:
             )
 
 
+def prefixed(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
+    """`model` with `prefix` before the name of every tensor, in subgraphs too.
+
+    Unlike ``onnx.compose.add_prefix``, which leaves initialisers that a subgraph reads alone.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for graph in graphs(result.graph):
+        for node in graph.node:
+            for names in (node.input, node.output):
+                names[:] = [prefix + n if n else n for n in names]
+        for named in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
+            named.name = prefix + named.name
+    return result
+
+
 def fresh_prefix(model: onnx.ModelProto, stem: str) -> str:
     """A prefix that no name in the main graph starts with."""
     names = {n for node in model.graph.node for n in (*node.output, *node.input)}

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 
 from ._double import write_out
+from ._limits import limited
 from .errors import ModelError, ResourceError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -59,11 +60,12 @@ def session(
         providers = [(CUDA, {"use_tf32": "1" if tf32 else "0"})]
     try:
         data = write_out(model).SerializeToString()
-        made = ort.InferenceSession(data, options, providers=providers)
+        with limited("loading the model", len(data)):
+            made = ort.InferenceSession(data, options, providers=providers)
     except Exception as error:
         if provider == CUDA:
-            raise ResourceError(f"CUDA cannot run this model: {_first_line(error)}") from error
-        raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+            raise ResourceError(f"CUDA cannot run this model: {said(error)}") from error
+        raise ModelError(f"ONNX Runtime cannot load the model: {said(error)}") from error
     if provider not in made.get_providers():
         raise ResourceError(
             f"The session was to run on {provider} but runs on {', '.join(made.get_providers())}."
@@ -71,11 +73,14 @@ def session(
     return made
 
 
-def _first_line(error: Exception) -> str:
-    """What ONNX Runtime says, without its codes, source paths and C++ signatures."""
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+def said(error: Exception) -> str:
+    """What a native library says in one line, without its codes, source paths and C++ names."""
+    text = (str(error).strip().splitlines() or ["it says no more"])[0]
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    return re.sub(r"/\S+:\d+ \S.*?\) ", "", text)[:500]
+    text = re.sub(r"/\S+:\d+ \S.*?\) ", "", text)
+    text = re.sub(r"\S*\.cc:\d+ \w* ?", "", text)
+    text = text.replace("std::bad_alloc", "there is not enough memory")
+    return re.sub(r"\[?\b\w+(?:Error|Exception)\b\]?:? *", "", text)[:500]
 
 
 def run(
@@ -93,7 +98,7 @@ def run(
 
 def failed(error: Exception, where: str = "") -> ModelError:
     """What a run that ONNX Runtime gave up becomes."""
-    return ModelError(f"The model does not run{where and ' '}{where}: {_first_line(error)}")
+    return ModelError(f"The model does not run{where and ' '}{where}: {said(error)}")
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

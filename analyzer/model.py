@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
-from . import _passes, _runtime
+from . import _limits, _passes, _runtime
 from .errors import ModelError
 from .roles import Roles, State, Vocabulary, read_roles
 
@@ -171,14 +173,15 @@ def open_model(path: str | Path) -> MemoryModel:
             not fit, points at data outside its own folder, or holds weights that are not finite.
     """
     path = Path(path)
-    proto = load_proto(path)
-    roles, vocabulary = read_roles(proto)
-    _passes.check_finite(proto)
-    model = MemoryModel(path, proto, roles, vocabulary)
-    _ = model.vocabulary_size
-    for state in roles.states:
-        model.state_shape(state)
-    return model
+    with _limits.limited("opening the model", path.stat().st_size if path.is_file() else 0):
+        proto = load_proto(path)
+        roles, vocabulary = read_roles(proto)
+        _passes.check_finite(proto)
+        model = MemoryModel(path, proto, roles, vocabulary)
+        _ = model.vocabulary_size
+        for state in roles.states:
+            model.state_shape(state)
+        return model
 
 
 def load_proto(path: Path) -> onnx.ModelProto:
@@ -205,15 +208,77 @@ def load_proto(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
     except DecodeError:
         raise ModelError(f"{path} is not an ONNX model, or it is cut off or damaged.") from None
+    if not _is_text(proto):
+        raise ModelError(f"{path} is damaged: a name or text in it is not UTF-8.")
     if not proto.graph.node or not proto.opset_import:
         raise ModelError(f"{path} is not an ONNX model: it holds no graph.")
     _load_external_data(proto, path.parent)
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0][:300]
-        raise ModelError(f"{path} is not a valid ONNX model: {first}") from None
+        raise ModelError(f"{path} is not a valid ONNX model: {_runtime.said(error)}") from None
+    _check_tensors(proto)
+    for graph in _passes.graphs(proto.graph):
+        _fill_sparse(graph)
     return proto
+
+
+def _check_tensors(proto: onnx.ModelProto) -> None:
+    """Refuse stored tensors that hold more than their shape says; the checker lets them pass."""
+    for tensor in _all_tensors(proto):
+        try:
+            numpy_helper.to_array(tensor)
+        except Exception as error:  # what it raises differs between versions of onnx
+            raise ModelError(
+                f"The weight {tensor.name!r} does not fit its type and shape "
+                f"{list(tensor.dims)[:8]}: {_runtime.said(error)}. Export the model again."
+            ) from None
+
+
+def _fill_sparse(graph: onnx.GraphProto) -> None:
+    """Store the sparse weights of `graph` with their zeros, as every later pass expects them."""
+    for sparse in graph.sparse_initializer:
+        name, shape = sparse.values.name, tuple(sparse.dims)
+        try:
+            values = numpy_helper.to_array(sparse.values)
+            at = numpy_helper.to_array(sparse.indices)
+            if math.prod(shape) * values.itemsize >= _LARGEST:
+                raise ModelError(
+                    f"The sparse weight {name!r} has the shape {list(shape)}; with its zeros it "
+                    "would take 2 GiB or more. Export the model with a smaller weight."
+                )
+            dense = np.zeros(shape, values.dtype)
+            dense.reshape(-1)[at if at.ndim == 1 else np.ravel_multi_index(tuple(at.T), shape)] = (
+                values
+            )
+        except (ValueError, IndexError, TypeError) as error:
+            raise ModelError(
+                f"The sparse weight {name!r} does not fit its shape {list(shape)}: "
+                f"{_runtime.said(error)}. Export the model again."
+            ) from None
+        graph.initializer.append(numpy_helper.from_array(dense, name))
+    del graph.sparse_initializer[:]
+
+
+def _is_text(message: Message) -> bool:
+    """Whether every text in `message` is UTF-8, which ONNX demands and its parser does not check.
+
+    Weights are not touched: a field of bytes would be copied.
+    """
+    for entry in message.DESCRIPTOR.fields:
+        if entry.type not in (entry.TYPE_STRING, entry.TYPE_MESSAGE):
+            continue
+        value = getattr(message, entry.name)
+        several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        if entry.type == entry.TYPE_STRING:
+            if any(isinstance(v, bytes) for v in (value if several else [value])):
+                return False
+        elif several:
+            if not all(map(_is_text, value)):
+                return False
+        elif message.HasField(entry.name) and not _is_text(value):
+            return False
+    return True
 
 
 def _load_external_data(proto: onnx.ModelProto, folder: Path) -> None:
@@ -236,12 +301,14 @@ def _load_external_data(proto: onnx.ModelProto, folder: Path) -> None:
                 "model; keep the two files together."
             )
         try:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of entries that nobody reads
+                onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
             numpy_helper.to_array(tensor)
         except Exception as error:  # what it raises differs between versions of onnx
             raise ModelError(
                 f"The weight {tensor.name!r} cannot be read from {location!r}: "
-                f"{str(error).strip().splitlines()[0][:300]}"
+                f"{_runtime.said(error)}"
             ) from None
 
 

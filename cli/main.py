@@ -10,7 +10,10 @@ import click
 from mnemoscope.analyzer import __version__
 from mnemoscope.analyzer.errors import MnemoscopeError
 
+from ._guard import guarded
 from ._lazy import LazyGroup, example
+
+_LONGEST = 950  # characters of a message
 
 
 class _Failure(click.ClickException):
@@ -22,6 +25,10 @@ class _Failure(click.ClickException):
 class _Root(LazyGroup):
     """The one place where errors become messages."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program, in a process that is watched; `main` runs in this one."""
+        return guarded(lambda: self.main(*args, **kwargs))
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; show a user's mistake without a traceback."""
         for stream in (sys.stdout, sys.stderr):
@@ -32,7 +39,7 @@ class _Root(LazyGroup):
             sys.stdout.flush()
             return result
         except MnemoscopeError as error:
-            raise _Failure(str(error)) from error
+            raise _Failure(_shown(str(error))) from error
         except BrokenPipeError:
             _silence_stdout()
             ctx.exit(141)  # 128 + SIGPIPE, as other programs end when their reader leaves
@@ -46,7 +53,16 @@ class _Root(LazyGroup):
             ) from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            raise _Failure(f"{where}{error.strerror or error}.") from error
+            raise _Failure(_shown(f"{where}{error.strerror or error}.")) from error
+
+
+def _shown(message: str) -> str:
+    """A message whose parts come from a file, as one line that a terminal may be given."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    if len(text) <= _LONGEST:
+        return text
+    # The end says what to do.
+    return f"{text[: _LONGEST // 2]} […] {text[-_LONGEST // 3 :]}"
 
 
 def _silence_stdout() -> None:

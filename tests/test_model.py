@@ -162,3 +162,47 @@ def test_roles_survive_the_file(state, name, normalized, source, words):
     vocabulary = Vocabulary(tuple(words), "char", words[0], words[-1])
     write_roles(proto, roles, vocabulary)
     assert read_roles(onnx.ModelProto.FromString(proto.SerializeToString())) == (roles, vocabulary)
+
+
+def test_sparse_weights_are_read(tmp_path):
+    from fuzz.bases import constants
+
+    dense = open_model(models.save(models.flat(), tmp_path / "dense.onnx"))
+    sparse = open_model(models.save(constants(), tmp_path / "sparse.onnx"))
+    assert not sparse.proto.graph.sparse_initializer
+    np.testing.assert_array_equal(sparse.embeddings, dense.embeddings)
+    first, second = (next(onnx.numpy_helper.to_array(t) for t in m.proto.graph.initializer
+                          if t.name == "weight2") for m in (dense, sparse))  # fmt: skip
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_gigantic_sparse_weight(tmp_path):
+    from fuzz.bases import constants
+
+    model = constants()
+    model.graph.sparse_initializer[0].dims[0] = 2**40
+    with pytest.raises(ModelError, match="with its zeros it would take 2 GiB or more"):
+        open_model(models.save(model, tmp_path / "m.onnx"))
+
+
+def test_more_data_than_the_shape_says(tmp_path):
+    model = models.flat()
+    model.graph.initializer[2].raw_data += bytes(16)
+    with pytest.raises(ModelError, match="'weight2' does not fit its type and shape"):
+        open_model(models.save(model, tmp_path / "m.onnx"))
+
+
+def test_names_that_are_no_text(tmp_path):
+    path = models.save(models.flat(), tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes().replace(b"weight2", b"w\xff\xfeght2"))
+    with pytest.raises(ModelError, match="a name or text in it is not UTF-8"):
+        open_model(path)
+
+
+def test_differences_where_a_subgraph_reads_a_weight(tmp_path):
+    from fuzz.bases import scan
+    from mnemoscope.analyzer.linearize import build_step, difference_linearization
+
+    step = build_step(open_model(models.save(scan(), tmp_path / "m.onnx")))
+    scales = {name: np.ones(size) for name, (_, size) in step.sources.items()}
+    onnx.checker.check_model(difference_linearization(step, scales).model)

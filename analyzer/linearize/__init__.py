@@ -6,6 +6,7 @@ the onnx-ad library; or finite differences where they are asked for.
 
 from __future__ import annotations
 
+from .. import _limits
 from ..errors import NoBlockRule, NoDerivative
 from ._dense import dense_linearization
 from ._differences import difference_linearization
@@ -38,6 +39,11 @@ def linearize(step: Step, batch: int | None = 1) -> tuple[Linearization, str | N
         NoBlockRule: Neither block rules nor onnx-ad cover an operator; the message names it and
             says that finite differences will do.
     """
+    with _limits.limited("the derivative of a step", step.model.ByteSize()):
+        return _linearize(step, batch)
+
+
+def _linearize(step: Step, batch: int | None) -> tuple[Linearization, str | None]:
     try:
         linear = block_linearization(step, batch or 1)
         several = together(step, linear.working) if batch is None else 1

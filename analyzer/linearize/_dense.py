@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .. import _runtime
 from ..errors import NoBlockRule
 from ._linearization import Jacobian, Linearization
 from ._step import Step, lowered
@@ -35,7 +36,7 @@ def dense_linearization(step: Step) -> Linearization:
     except onnx_ad.UnsupportedOperator as error:
         raise NoBlockRule(str(error)) from error
     except Exception as error:
-        raise NoBlockRule(f"it failed ({type(error).__name__}: {error})") from error
+        raise NoBlockRule(f"it failed ({_runtime.said(error)})") from error
     old = {i.name for i in model.graph.input}
     seeds = [i for i in result.graph.input if i.name not in old]
     total = sum(size for _, size in step.sources.values())

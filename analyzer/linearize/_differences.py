@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx
-import onnx.compose
 from onnx import helper, numpy_helper
 
+from .. import _passes
 from ..errors import ModelError, ResourceError
 from ._linearization import Jacobian, Linearization
 from ._probe import probe
@@ -65,7 +64,7 @@ def difference_linearization(
         raise ModelError(f"The step of differences must be a finite number above 0, not {h}.")
     # The step's own names stay with the points; inside, every name gains a prefix.
     inner = f"{step.prefix}fd/"
-    model = onnx.compose.add_prefix(plain, inner)
+    model = _passes.prefixed(plain, inner)
     del model.graph.input[:], model.graph.output[:]
     before, after, jacobians, start = [], [], {}, 0
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from .. import _memory, _passes, _runtime
+from .. import _limits, _memory, _passes, _runtime
 from ..errors import ModelError
 from ..model import MemoryModel
 from ..roles import OPSET, State
@@ -133,16 +133,20 @@ def build_step(model: MemoryModel, dtype: np.dtype | type = np.float32) -> Step:
     Raises:
         ModelError: The core reads an input that no role covers, or does not run.
     """
+    with _limits.limited("one step of the model", model.proto.ByteSize()):
+        return _build_step(model, np.dtype(dtype))
+
+
+def _build_step(model: MemoryModel, dtype: np.dtype) -> Step:
     roles = model.roles
-    dtype = np.dtype(dtype)
     proto = model.proto
     if any(o.domain in ("", "ai.onnx") and o.version < 13 for o in proto.opset_import):
         try:
             proto = onnx.version_converter.convert_version(proto, OPSET)
         except Exception as error:
             raise ModelError(
-                f"The model's operators are older than opset 13 and cannot be converted: {error}. "
-                f"Export it again at opset {OPSET}."
+                "The model's operators are older than opset 13 and cannot be converted: "
+                f"{_runtime.said(error)}. Export it again at opset {OPSET}."
             ) from error
     outputs = list(dict.fromkeys(s.output for s in roles.states))
     core = time_first(inline(_passes.extract(proto, [roles.embedding], outputs)))

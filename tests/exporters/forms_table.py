@@ -13,14 +13,16 @@ import tempfile
 import warnings
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-
-from forms import Form
 from mnemoscope.analyzer import Corpus, analyze, open_model
 from mnemoscope.analyzer.errors import MnemoscopeError, ModelError
+
+if TYPE_CHECKING:
+    from forms import Form
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 MODULES = ("torch_forms", "keras_forms", "shipped_forms")
 DELAYS, LENGTH = 50, 120
@@ -76,10 +78,10 @@ def page() -> str:
     lines = [
         "# Forms of models",
         "",
-        "Written by `make forms`: every form is exported, analysed on 120 random tokens at delays 0",
-        "to 50, and held against a float64 oracle that shares no code with the project. `jvp` and",
-        "`fd` give the largest relative difference of the mean gradients at any delay of any state;",
-        f"the bars are {BARS['jvp']:g} and {BARS['fd']:g} in float32.",
+        "Written by `make forms`: every form is exported, analysed on 120 random tokens at delays",
+        "0 to 50, and held against a float64 oracle that shares no code with the project. `jvp`",
+        "and `fd` give the largest relative difference of the mean gradients at any delay of any",
+        f"state; the bars are {BARS['jvp']:g} and {BARS['fd']:g} in float32.",
         "",
         "| form | exports | jvp | fd | within the bars |",
         "| --- | --- | --- | --- | --- |",
