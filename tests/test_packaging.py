@@ -18,7 +18,7 @@ DISTRIBUTIONS = {"google": "protobuf", "onnx_ad": "onnx-ad"}
 # onnx itself depends on protobuf, whose error classes are part of its interface.
 IMPLIED = {"protobuf"}
 # Import names that an extra, and not the installation, brings.
-EXTRAS = {"exporters": {"torch"}}
+EXTRAS = {"exporters": {"torch", "tensorflow"}}
 
 
 @pytest.fixture(scope="module")
