@@ -101,7 +101,13 @@ def _keep_integers(model: onnx.ModelProto) -> None:
 
     for node in graph.node:
         if node.op_type == "Cast" and types.get(node.output[0]) in _WHOLE:
-            node.input[0] = whole(node.input[0]) or node.input[0]
+            # Reshapes in between move integers as well as floats, where nobody else reads them.
+            first = node
+            while (inner := makers.get(first.input[0])) and inner.op_type in _SHAPE_ONLY:
+                if sum(first.input[0] in reads(n) for n in graph.node) != 1:
+                    break
+                first = inner
+            first.input[0] = whole(first.input[0]) or first.input[0]
         elif node.op_type in _COMPARISONS:
             sources = [whole(name) for name in node.input]
             kinds = {types[s] for s in sources if s}
