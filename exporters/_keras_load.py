@@ -46,7 +46,7 @@ def load_model(reference: str | os.PathLike[str]) -> Any:
         raise ModelError(f"{text!r} is a Python file; name the object in it: {text}:OBJECT.")
     if zipfile.is_zipfile(path):
         config, suffix = _zip_config(path), ".keras"
-    elif path.open("rb").read(8) == b"\x89HDF\r\n\x1a\n":
+    elif _first_bytes(path) == b"\x89HDF\r\n\x1a\n":
         config, suffix = _h5_config(path), ".h5"
     else:
         raise ModelError(
@@ -87,6 +87,11 @@ def load_weights(model: Any, path: str | os.PathLike[str]) -> None:
             f"The weights in {text!r} cannot be loaded: {type(error).__name__}: {first} Expected "
             "what model.save_weights wrote, such as best.weights.h5, from the same layers."
         ) from error
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)
 
 
 def _zip_config(path: Path) -> Any:

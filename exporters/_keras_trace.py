@@ -67,6 +67,7 @@ def trace(step: Callable, signature: Sequence[tf.TensorSpec]) -> onnx.ModelProto
     graph.input.extend(ordered)
     _keep_integers(model)
     _join_log_softmax(graph)
+    _spell_one_hot(graph)
     opsets = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
     del model.opset_import[:]
     model.opset_import.extend(opsets)
@@ -152,6 +153,35 @@ def _join_log_softmax(graph: onnx.GraphProto) -> None:
         if readers == len(path) and not outputs & set(between):
             maker.op_type = "LogSoftmax"
             node.op_type = "Identity"
+
+
+def _spell_one_hot(graph: onnx.GraphProto) -> None:
+    """OneHot → comparison with a range: ONNX Runtime has no OneHot of float64."""
+    constants = {t.name: t for t in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
+        if node.op_type != "OneHot" or axis != -1 or not {*node.input[1:]} <= {*constants}:
+            nodes.append(copy_node(node))
+            continue
+        depth, values = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
+        if not np.array_equal(values, [0, 1]):
+            nodes.append(copy_node(node))
+            continue
+        name, output = node.name or node.output[0], node.output[0]
+        ids = np.arange(int(depth.item()), dtype=np.int64)
+        graph.initializer.append(numpy_helper.from_array(ids, f"{name}.range"))
+        last = numpy_helper.from_array(np.array([-1], np.int64), f"{name}.last")
+        graph.initializer.append(last)
+        element = helper.np_dtype_to_tensor_dtype(values.dtype)
+        nodes += [
+            helper.make_node("Cast", [node.input[0]], [f"{name}.ids"], to=TensorProto.INT64),
+            helper.make_node("Unsqueeze", [f"{name}.ids", f"{name}.last"], [f"{name}.column"]),
+            helper.make_node("Equal", [f"{name}.column", f"{name}.range"], [f"{name}.same"]),
+            helper.make_node("Cast", [f"{name}.same"], [output], name=name, to=element),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 @contextmanager
