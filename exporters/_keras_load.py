@@ -134,7 +134,9 @@ def _require_harmless(config: Any, text: str) -> None:
     for item in _dicts(config):
         name = item.get("class_name")
         if name in ("Lambda", "__lambda__", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"):
-            raise ModelError(f"{text!r} holds a {name.strip('_')} layer, which is code. {_OWN_CODE}")
+            raise ModelError(
+                f"{text!r} holds a {name.strip('_')} layer, which is code. {_OWN_CODE}"
+            )
         module = item.get("module")
         if name is not None and module is not None and not _from_keras(module):
             raise ModelError(

@@ -132,9 +132,7 @@ def _is_torch_module(found: Any) -> bool:
     return isinstance(found, torch.nn.Module)
 
 
-def _as_model(
-    found: Any, reference: str, accepts: Callable[[Any], bool], expected: str
-) -> Any:
+def _as_model(found: Any, reference: str, accepts: Callable[[Any], bool], expected: str) -> Any:
     if accepts(found):
         return found
     if not callable(found):

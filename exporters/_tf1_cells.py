@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from mnemoscope.analyzer.errors import ModelError
@@ -92,7 +93,7 @@ def find_cells(variables: Mapping[str, np.ndarray]) -> list[Cell]:
             "that how long a word is remembered has no answer. Expected cells that read forwards."
         )
     cells.sort(key=lambda cell: _natural(cell.scope))
-    for below, above in zip(cells, cells[1:], strict=False):
+    for below, above in pairwise(cells):
         if above.input_size != below.output_size:
             raise ModelError(
                 f"The cell {above.scope!r} reads {above.input_size} numbers and "

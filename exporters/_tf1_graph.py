@@ -60,9 +60,7 @@ def step_graph(
     g = _Graph()
     element = helper.np_dtype_to_tensor_dtype(dtype)
     inputs = [helper.make_tensor_value_info("tokens_in", TensorProto.INT64, ["batch", 1])]
-    outputs = [
-        helper.make_tensor_value_info("logits_out", element, ["batch", 1, weights.shape[1]])
-    ]
+    outputs = [helper.make_tensor_value_info("logits_out", element, ["batch", 1, weights.shape[1]])]
     one = g.constant(np.array([1], np.int64), "one")
     x = g("Gather", g.constant(table, "table"), "tokens_in")
     x = g("Squeeze", x, one)

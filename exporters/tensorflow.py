@@ -180,7 +180,9 @@ def _find_states(
                 f"The state {label!r} has the shape {list(one.shape)} for 3 streams; expected "
                 "[batch, ...], a vector per stream."
             )
-        if not (np.array_equal(one, two) and np.array_equal(one, np.broadcast_to(one[:1], one.shape))):
+        if not (
+            np.array_equal(one, two) and np.array_equal(one, np.broadcast_to(one[:1], one.shape))
+        ):
             raise ModelError(
                 f"The initial state {label!r} depends on the tokens; expected a constant, or an "
                 "input of the model. An encoder that reads a text first cannot be exported: export "
@@ -231,9 +233,13 @@ def _require_no_other_input(interface: Interface, recurrence: Recurrence, seed: 
 def _masking_notes(interface: Interface, words: Vocabulary | None) -> tuple[str, ...]:
     if not interface.first_token:
         return ()
-    for what, token in () if words is None else (
-        ("unknown", words.unknown),
-        ("end-of-line", words.end_of_line),
+    for what, token in (
+        ()
+        if words is None
+        else (
+            ("unknown", words.unknown),
+            ("end-of-line", words.end_of_line),
+        )
     ):
         if token is not None and words is not None and words.tokens[0] == token:
             raise ModelError(

@@ -93,7 +93,7 @@ def export(
     digest = hash_weights(variables.items())
     cells = find_cells(variables)
     rest = {n: v for n, v in variables.items() if not any(n in cell.used for cell in cells)}
-    table, table_name = _find_embedding(rest, cells[0], embedding)
+    table, table_name = _find_embedding(rest, cells, embedding)
     weights, weights_name = _find_output(rest, cells[-1], table, table_name, output_weights)
     size = weights.shape[1]
     if table is None and cells[0].input_size != size:
@@ -236,39 +236,30 @@ def _is_slot(name: str, names: dict[str, list[int]]) -> bool:
 
 
 def _find_embedding(
-    rest: dict[str, np.ndarray], first: Cell, asked: str | None
+    rest: dict[str, np.ndarray], cells: Sequence[Cell], asked: str | None
 ) -> tuple[np.ndarray | None, str]:
+    """The lookup, or None for one-hot vectors, and what to call it."""
+    size = cells[0].input_size
     if asked == "one-hot":
         return None, "one-hot vectors"
-    fits = {n: v for n, v in rest.items() if v.ndim == 2 and v.shape[1] == first.input_size}
+    matrices = {n: v for n, v in rest.items() if v.ndim == 2}
+    fits = {n: v for n, v in matrices.items() if v.shape[1] == size}
     if asked is not None:
-        return _named(rest, fits, asked, f"[V, {first.input_size}]"), asked
-    usual = [n for n in fits if n.rpartition("/")[2].lower() in _EMBEDDING_NAMES]
-    usual = usual or [n for n in fits if "embed" in n.lower()]
-    if not usual and not any("embed" in n.lower() for n in rest):
-        # Nothing is called an embedding: one-hot input, or a name of its own.
-        if any(first.input_size in v.shape for v in rest.values() if v.ndim == 2) and not any(
-            v.shape == (first.input_size,) or v.shape[-1] == first.input_size
-            for v in rest.values()
-            if v.ndim == 2
-        ):
+        return _named(rest, fits, asked, f"[V, {size}]"), asked
+    names = [n for n in fits if n.rpartition("/")[2].lower() in _EMBEDDING_NAMES]
+    names = names or [n for n in fits if "embed" in n.lower()]
+    if not names:
+        output = [n for n, v in matrices.items() if {*v.shape} == {cells[-1].output_size, size}]
+        if len(matrices) == 1 and output:
             return None, "one-hot vectors"
-        wide = [n for n, v in rest.items() if v.ndim == 2 and first.input_size in v.shape]
-        if len(wide) == 1 and not _is_lookup(rest[wide[0]], first):
-            return None, "one-hot vectors"
-        usual = [n for n in fits if _is_lookup(fits[n], first)]
-    if len(usual) != 1:
+        names = list(fits)
+    if len(names) != 1:
         raise ModelError(
-            f"Expected one variable [V, {first.input_size}] as the embedding, found "
-            f"{', '.join(usual) or 'none'}; name it with --embedding NAME (or one-hot). The "
+            f"Expected one variable [V, {size}] as the embedding, found "
+            f"{', '.join(names) or 'none'}; name it with --embedding NAME (or one-hot). The "
             f"checkpoint has {_list(rest)}."
         )
-    return fits[usual[0]], usual[0]
-
-
-def _is_lookup(value: np.ndarray, first: Cell) -> bool:
-    """[V, E] rather than the output's [H, V]: with V > E usual, rows outnumber columns."""
-    return value.shape[1] == first.input_size and value.shape[0] > value.shape[1]
+    return fits[names[0]], names[0]
 
 
 def _find_output(
@@ -359,5 +350,3 @@ def _list(variables: dict[str, np.ndarray]) -> str:
     shown = [f"{n} {list(v.shape)}" for n, v in sorted(variables.items())]
     more = f" and {len(shown) - 12} more" if len(shown) > 12 else ""
     return (", ".join(shown[:12]) or "nothing besides") + more
-
-

@@ -41,9 +41,7 @@ def mean_gradients(step, starts, xs, delays):
         before.append(state)
         state = step(x.astype(np.complex128), state)
     # One row per position, one per direction: [time, E, ...].
-    now = {
-        k: np.repeat(np.stack([b[k] for b in before])[:, None], size, 1) for k in starts
-    }
+    now = {k: np.repeat(np.stack([b[k] for b in before])[:, None], size, 1) for k in starts}
     padded = np.concatenate([xs, np.zeros((delays, size))]).astype(np.complex128)
     sums = {k: [] for k in starts}
     for delay in range(delays + 1):

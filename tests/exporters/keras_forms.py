@@ -325,7 +325,7 @@ def _save(suffix):
     return write
 
 
-def S(layer, *a, **k):  # noqa: N802
+def S(layer, *a, **k):
     return layer(*a, return_sequences=True, **k)
 
 
