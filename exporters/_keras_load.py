@@ -165,4 +165,11 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _not_a_model_folder(path: Path) -> str:
-    return f"{str(path)!r} is a folder; expected a file."
+    if not (path / "saved_model.pb").is_file():
+        return f"{str(path)!r} is a folder without a model; expected a .keras or .h5 file."
+    return (
+        f"{str(path)!r} is a SavedModel, which holds the graph of a whole sequence, its loop over "
+        "time closed, and no layers whose cells could be called one step at a time. Save the model "
+        "with model.save('m.keras') where it was made, or write a FILE.py whose function builds it "
+        "and loads its weights, and export FILE.py:OBJECT."
+    )

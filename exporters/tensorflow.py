@@ -349,5 +349,6 @@ def _compare(
 
 
 def _arrays(model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    # Keras numbers the layers of a process through: their names say nothing about a model.
     for k, weight in enumerate(model.weights):
-        yield f"{k}:{getattr(weight, 'path', weight.name)}", np.asarray(weight)
+        yield f"{k:04}:{weight.name}", np.asarray(weight)

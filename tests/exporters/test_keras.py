@@ -266,9 +266,7 @@ def command(folder, *arguments):
 def test_command(tmp_path):
     (tmp_path / "model.py").write_text(MODEL)
     (tmp_path / "words.txt").write_text("\n".join(WORDS))
-    done = command(
-        tmp_path, "keras", "model.py:build", "-o", "m.onnx", "--vocabulary", "words.txt"
-    )
+    done = command(tmp_path, "keras", "model.py:build", "-o", "m.onnx", "--vocabulary", "words.txt")
     assert done.returncode == 0
     assert done.stderr == ""  # TensorFlow keeps quiet
     lines = done.stdout.splitlines()
