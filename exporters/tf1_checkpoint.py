@@ -285,8 +285,9 @@ def _find_output(
                 f"checkpoint has {_list(rest)}."
             )
         asked = names[0]
-    value = _named(rest, {**fits, table_name: table} if asked == table_name else fits, asked,
-                   f"[{width}, V] or [V, {width}]")  # fmt: skip
+    if table is not None and asked == table_name:
+        fits = {**fits, table_name: table}
+    value = _named(rest, fits, asked, f"[{width}, V] or [V, {width}]")
     upright = value.shape[0] == width
     if table is not None and value.shape == (width, width):
         upright = asked != table_name

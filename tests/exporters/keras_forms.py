@@ -325,6 +325,11 @@ def _save(suffix):
     return write
 
 
+def _export(model, folder):
+    model.export(folder / "saved", verbose=False)
+    return folder / "saved"
+
+
 def S(layer, *a, **k):
     return layer(*a, return_sequences=True, **k)
 
@@ -415,6 +420,8 @@ FORMS = [
              lambda: sequential(layers.Lambda(lambda x: tf.one_hot(x, V)), S(layers.GRU, H),
                                 layers.Dense(V), dtype="int32"),
              "Lambda.*FILE.py:OBJECT", files=_save(".keras")),
+    _refused("Keras SavedModel folder", lambda: stacked([S(layers.LSTM, H)]),
+             "is a SavedModel.*FILE.py:OBJECT", files=_export),
     _refused("Keras custom cell in a .keras file",
              lambda: stacked([S(layers.RNN, MinimalCell(H))]),
              "not a part of Keras.*FILE.py:OBJECT", files=_save(".keras")),
