@@ -121,7 +121,7 @@ def test_no_loop_and_no_fused_operator_is_left(tmp_path):
 def test_masking_is_explained_and_padding_kept_apart(tmp_path):
     report = export(build(masked), tmp_path, vocabulary=["<pad>", *WORDS[1:]])
     assert any("mask_zero" in note for note in report.notes)
-    with pytest.raises(ModelError, match="masks id 0.*the unknown token '<unk>' has it"):
+    with pytest.raises(ModelError, match=r"masks id 0.*the unknown token '<unk>' has it"):
         export(build(masked), tmp_path, vocabulary=["<unk>", *WORDS[1:]])
 
 
@@ -234,7 +234,7 @@ def test_a_file_with_code_is_refused_unloaded(tmp_path, planted, monkeypatch):
         for name, data in parts.items():
             archive.writestr(name, data)
     monkeypatch.setattr(keras.saving, "load_model", lambda *a, **k: pytest.fail("was loaded"))
-    with pytest.raises(ModelError, match="FILE.py:OBJECT"):
+    with pytest.raises(ModelError, match=r"FILE\.py:OBJECT"):
         tensorflow.load_model(tmp_path / "bad.keras")
 
 
