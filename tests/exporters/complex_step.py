@@ -16,11 +16,12 @@ def sigmoid(x):
 
 
 def hard_sigmoid(x):
-    y = x / 6 + 0.5
+    y = x * float(np.float32(1 / 6)) + 0.5  # the constant of ONNX' graph is a float32
     return np.where(y.real < 0, 0, np.where(y.real > 1, 1, y))
 
 
 def layer_norm(x, gamma, beta, epsilon=1e-3):
+    epsilon = float(np.float32(epsilon))  # the file holds it in float32, as it holds the weights
     centred = x - x.mean(-1, keepdims=True)
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * gamma + beta
 
