@@ -16,7 +16,8 @@ def sigmoid(x):
 
 
 def hard_sigmoid(x):
-    y = x / 6 + 0.5
+    # TensorFlow folds the division by 6 into a float32 reciprocal, which the file then holds.
+    y = (x + 3) * float(np.float32(1 / 6))
     return np.where(y.real < 0, 0, np.where(y.real > 1, 1, y))
 
 
