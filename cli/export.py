@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+import os
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,47 @@ from ._lazy import example
 from ._output import check_output, output_option
 
 if TYPE_CHECKING:
-    from mnemoscope.exporters.pytorch import Report
+    from mnemoscope.exporters._report import Report
+
+
+def _vocabulary_options(command: Callable) -> Callable:
+    """Which token an id stands for."""
+    options = [
+        click.option(
+            "--vocabulary", metavar="FILE", help="Tokens, one a line, in the order of the ids."
+        ),
+        click.option(
+            "--level",
+            type=click.Choice(["word", "char"]),
+            help="What a token is.  [from the vocabulary]",
+        ),
+        click.option(
+            "--unknown", metavar="TOKEN", help="Token for every other word.  [<unk> if present]"
+        ),
+        click.option(
+            "--end-of-line", metavar="TOKEN", help="Token at line ends.  [<eos> if present]"
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _check_options(command: Callable) -> Callable:
+    """How the written file is compared with its source."""
+    options = [
+        click.option(
+            "--seed", type=click.IntRange(min=0), help="Of the random tokens of the check."
+        ),
+        click.option(
+            "--tolerance",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Largest accepted difference from the original.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.group(epilog=example("mnemoscope export torch model.py:build -o model.onnx"))
@@ -31,12 +73,7 @@ def export() -> None:
 @click.argument("reference", metavar="FILE.py:OBJECT")
 @output_option("memory model")
 @click.option("--weights", metavar="FILE", help="Weights: safetensors, or a saved state_dict.")
-@click.option("--vocabulary", metavar="FILE", help="Tokens, one a line, in the order of the ids.")
-@click.option(
-    "--level", type=click.Choice(["word", "char"]), help="What a token is.  [from the vocabulary]"
-)
-@click.option("--unknown", metavar="TOKEN", help="Token for every other word.  [<unk> if present]")
-@click.option("--end-of-line", metavar="TOKEN", help="Token at line ends.  [<eos> if present]")
+@_vocabulary_options
 @click.option(
     "--batch-first/--time-major",
     default=None,
@@ -48,12 +85,7 @@ def export() -> None:
     "--embedding", metavar="NAME", help="Submodule or tensor that the core reads.  [found]"
 )
 @click.option("--vocabulary-size", type=click.IntRange(min=1), help="Number of token ids.  [found]")
-@click.option("--seed", type=click.IntRange(min=0), help="Of the random tokens of the check.")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Largest accepted difference from the original.",
-)
+@_check_options
 def torch(
     reference: str,
     output: str,
@@ -70,8 +102,7 @@ def torch(
     check_output(output, inputs=[f for f in files if f])
     if state_shapes is not None:
         options["state_shapes"] = _shapes(state_shapes)
-    if state_names is not None:
-        options["state_names"] = [name.strip() for name in state_names.split(",")]
+    options["state_names"] = _names(state_names)
     if find_spec("torch") is None:
         raise MnemoscopeError(
             "Exporting a PyTorch model needs PyTorch, which is not installed here. Install it: "
@@ -88,14 +119,107 @@ def torch(
     click.echo(f"Written to {output}; next: mnemoscope inspect {output}")
 
 
-def _lines(report: Report) -> Iterator[str]:
+@export.command(
+    epilog=example(
+        "mnemoscope export keras model.keras --vocabulary words.txt -o model.onnx",
+        "mnemoscope export keras model.py:build --weights best.weights.h5 -o model.onnx",
+    )
+)
+@click.argument("source", metavar="MODEL")
+@output_option("memory model")
+@click.option("--weights", metavar="FILE", help="Weights, from model.save_weights.")
+@_vocabulary_options
+@click.option("--tokens", metavar="NAME", help="Input that takes the token ids.  [found]")
+@click.option("--state-names", metavar="A,B", help="Names of the states, in their order.")
+@click.option("--embedding", metavar="NAME", help="Layer that the core reads.  [found]")
+@click.option("--vocabulary-size", type=click.IntRange(min=1), help="Number of token ids.  [found]")
+@_check_options
+def keras(source: str, output: str, state_names: str | None, **options: Any) -> None:
+    """Export a Keras language model, and check the file against it.
+
+    MODEL is a .keras file, an H5 file, or FILE.py:OBJECT with a keras.Model in FILE.py, or a
+    class or function that returns one. A model file runs no code; FILE.py is run.
+    """
+    files = [source, source.rpartition(":")[0], options["weights"], options["vocabulary"]]
+    check_output(output, inputs=[f for f in files if f])
+    options["state_names"] = _names(state_names)
+    _require_tensorflow("a Keras model")
+    from mnemoscope.exporters import tensorflow
+
+    report = tensorflow.export(tensorflow.load_model(source), output, **_given(options))
+    _tell(report, output)
+    if options["weights"] is None and not os.path.exists(source):
+        click.echo("No --weights given: the weights are as OBJECT left them.")
+
+
+@export.command(
+    name="tf1-checkpoint",
+    epilog=example("mnemoscope export tf1-checkpoint train/model.ckpt-100 -o model.onnx"),
+)
+@click.argument("checkpoint", metavar="CHECKPOINT")
+@output_option("memory model")
+@_vocabulary_options
+@click.option(
+    "--forget-bias", type=float, help="Added to the forget gate of LSTM cells.  [default: 1.0]"
+)
+@click.option("--embedding", metavar="NAME", help="Variable [V, E], or one-hot.  [found]")
+@click.option("--output-weights", metavar="NAME", help="Variable [H, V] or [V, H].  [found]")
+@click.option("--output-bias", metavar="NAME", help="Variable [V], or none.  [found]")
+@click.option("--scope", metavar="PREFIX", help="Only variables whose names begin so.")
+@click.option("--state-names", metavar="A,B", help="Names of the states, in their order.")
+@_check_options
+def tf1_checkpoint(checkpoint: str, output: str, state_names: str | None, **options: Any) -> None:
+    """Export the recurrent language model in a TensorFlow 1 checkpoint.
+
+    CHECKPOINT is the prefix of its files (model.ckpt-100) or their folder. Known are the cells of
+    tf.nn.rnn_cell: BasicLSTMCell, LSTMCell, GRUCell, BasicRNNCell, alone or in a MultiRNNCell.
+    """
+    files = [checkpoint, f"{checkpoint}.index", f"{checkpoint}.meta", options["vocabulary"]]
+    check_output(output, inputs=[f for f in files if f])
+    options["state_names"] = _names(state_names)
+    _require_tensorflow("a TensorFlow 1 checkpoint")
+    from mnemoscope.exporters import tf1_checkpoint as exporter
+
+    _tell(exporter.export(checkpoint, output, **_given(options)), output)
+
+
+def _require_tensorflow(what: str) -> None:
+    """Say what to install, and keep TensorFlow from talking."""
+    missing = [name for name in ("tensorflow", "tf2onnx") if find_spec(name) is None]
+    if missing:
+        raise MnemoscopeError(
+            f"Exporting {what} needs TensorFlow and tf2onnx; {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not installed here. Install: "
+            "pip install 'mnemoscope[tensorflow]'"
+        )
+    # Before the import: its C++ part reads these when it is loaded.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    for name in ("tensorflow", "absl", "tf2onnx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _tell(report: Report, output: str) -> None:
+    for line in _lines(report, "Made from"):
+        click.echo(line)
+    for note in report.notes:
+        click.echo(note)
+    click.echo(f"Written to {output}; next: mnemoscope inspect {output}")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def _lines(report: Report, made: str = "Traced by") -> Iterator[str]:
     logits = f"{report.logits}{', log-probabilities' if report.normalized else ''}"
     yield f"Tokens {report.tokens} in {report.vocabulary_size:,} kinds, logits {logits}."
     yield f"Embedding of {report.embedding_size}; initial state: {report.initial}."
     yield "States: " + ", ".join(f"{s.name} ({s.kind}, layer {s.layer})" for s in report.states)
     parity = report.parity
     yield (
-        f"Traced by {report.route}; differs from the original by {parity.worst:.1e} at most over "
+        f"{made} {report.route}; differs from the original by {parity.worst:.1e} at most over "
         f"{parity.steps} steps and batches of {', '.join(map(str, parity.batches))} "
         f"({parity.tolerance:.0e} allowed)."
     )

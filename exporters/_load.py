@@ -6,7 +6,7 @@ import importlib.util
 import os
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +18,24 @@ if TYPE_CHECKING:
 _NESTED = ("state_dict", "model_state_dict", "model")
 
 
-def load_object(reference: str) -> Any:
-    """Import ``FILE.py:OBJECT`` and return the module that OBJECT is or returns.
+def load_object(
+    reference: str,
+    accepts: Callable[[Any], bool] | None = None,
+    expected: str = "a torch.nn.Module",
+) -> Any:
+    """Import ``FILE.py:OBJECT`` and return the model that OBJECT is or returns.
 
     The file's folder is on ``sys.path`` during the import, so that it finds its neighbours.
     This runs the file: open only what you would run.
 
     Args:
-        reference: Path of a Python file, a colon, the name of a ``torch.nn.Module``, or of a
-            class or function that returns one when called without arguments.
+        reference: Path of a Python file, a colon, the name of a model, or of a class or function
+            that returns one when called without arguments.
+        accepts: Whether something is a model; None asks for a ``torch.nn.Module``.
+        expected: What `accepts` accepts, for the messages.
 
     Raises:
-        ModelError: There is no such file or object, it fails to import, or it is no module.
+        ModelError: There is no such file or object, it fails to import, or it is no model.
     """
     file, colon, name = reference.rpartition(":")
     # A drive letter's colon is not the one that is meant: C:\model.py has no object.
@@ -50,7 +56,7 @@ def load_object(reference: str) -> Any:
             raise ModelError(
                 f"{file!r} has no {name!r}; it has {', '.join(sorted(names)) or 'nothing'}."
             ) from None
-    return _as_module(found, reference)
+    return _as_model(found, reference, accepts or _is_torch_module, expected)
 
 
 def load_weights(module: torch.nn.Module, path: str | os.PathLike[str]) -> None:
@@ -120,14 +126,18 @@ def _import(path: Path) -> Any:
     return module
 
 
-def _as_module(found: Any, reference: str) -> Any:
+def _is_torch_module(found: Any) -> bool:
     import torch
 
-    if isinstance(found, torch.nn.Module):
+    return isinstance(found, torch.nn.Module)
+
+
+def _as_model(found: Any, reference: str, accepts: Callable[[Any], bool], expected: str) -> Any:
+    if accepts(found):
         return found
     if not callable(found):
         raise ModelError(
-            f"{reference!r} is a {type(found).__name__}; expected a torch.nn.Module, or a class "
+            f"{reference!r} is a {type(found).__name__}; expected {expected}, or a class "
             "or function that returns one when called without arguments."
         )
     try:
@@ -137,10 +147,8 @@ def _as_module(found: Any, reference: str) -> Any:
             f"{reference!r} fails when called without arguments: {type(error).__name__}: {error}. "
             "Write a function without arguments that returns the model."
         ) from error
-    if not isinstance(made, torch.nn.Module):
-        raise ModelError(
-            f"{reference!r} returned a {type(made).__name__}; expected a torch.nn.Module."
-        )
+    if not accepts(made):
+        raise ModelError(f"{reference!r} returned a {type(made).__name__}; expected {expected}.")
     return made
 
 

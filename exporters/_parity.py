@@ -12,6 +12,9 @@ from mnemoscope.analyzer.roles import Roles, read_roles
 
 Feeds = dict[str, np.ndarray]
 Reference = Callable[[Feeds], Feeds]
+# Tokens [batch, time] and states by graph input in; logits [batch, time, V] (or [batch, 1, V] of
+# the last step) and the last states by graph output out.
+Whole = Callable[[np.ndarray, Feeds], tuple[np.ndarray, Feeds]]
 
 # Relative to the largest element. Two orders of summing K = 1000 float32 products differ by about
 # sqrt(K)·eps = 4e-6 of the result; a wrong export differs in the first digits. float64 likewise,
@@ -117,14 +120,92 @@ def check_parity(
                     difference = _difference(name, got[name], value, where)
                     differences[name] = max(differences.get(name, 0.0), difference)
                     if not difference <= allowed:
-                        raise ParityError(
-                            f"The written model differs from its source in {name!r} {where}: by "
-                            f"{difference:.3g} of its largest element, where {allowed:.3g} is "
-                            f"allowed. A tolerance of {_round_up(difference)} would have passed."
-                        )
+                        raise ParityError(_too_far(name, where, difference, allowed))
                 ours = {back[k]: got[k] for k in back}
                 theirs = {back[k]: wanted[k] for k in back}
     return Parity(differences, allowed or 0.0, steps, tuple(batches))
+
+
+def check_sequences(
+    model: onnx.ModelProto,
+    whole: Whole,
+    *,
+    vocabulary_size: int,
+    first_token: int = 0,
+    lengths: Sequence[int] = (1, 7),
+    batches: Sequence[int] = (1, 2, 5),
+    lowest: float | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> Parity:
+    """Compare a memory model, stepped by ONNX Runtime, with a source that reads whole sequences.
+
+    From the initial states and from random ones, as in `check_parity`.
+
+    Args:
+        model: A memory model: its metadata holds the roles.
+        whole: The source, run by its own recurrence over all steps at once.
+        vocabulary_size: Tokens are drawn below this,
+        first_token: and not below this.
+        lengths: Numbers of time steps.
+        batches: Numbers of streams.
+        lowest: Logits below this count as this: a softmax rounds them to zero.
+        tolerance: As in `check_parity`.
+        seed: As in `check_parity`.
+
+    Raises:
+        ParityError: A tensor differs by more than the tolerance.
+    """
+    import onnxruntime as ort
+
+    roles, _ = read_roles(model)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised; the rest is noise
+    try:
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise ParityError(f"ONNX Runtime cannot load the written model: {error}") from error
+    names = [o.name for o in session.get_outputs()]
+    dtype = input_dtypes(model)[roles.tokens]
+    random = np.random.default_rng(seed)
+    differences: dict[str, float] = {}
+    allowed = tolerance
+    for batch in batches:
+        for length in lengths:
+            for randomised in (False, True):
+                states = initial_states(model, roles, batch)
+                if randomised:
+                    states = {k: _shaken(v, random) for k, v in states.items()}
+                ids = random.integers(first_token, vocabulary_size, (batch, length)).astype(dtype)
+                logits, wanted = whole(ids, states)
+                steps = []
+                for t in range(length):
+                    feeds = {roles.tokens: ids[:, t : t + 1], **states}
+                    try:
+                        results = session.run(names, feeds)
+                    except Exception as error:  # as above
+                        raise ParityError(
+                            f"ONNX Runtime cannot run the written model for {batch} streams: "
+                            f"{error}"
+                        ) from error
+                    got = dict(zip(names, results, strict=True))
+                    steps.append(got[roles.logits])
+                    states = {s.input: got[s.output] for s in roles.states}
+                ours = np.concatenate(steps, 1)[:, length - logits.shape[1] :]
+                if lowest is not None:
+                    ours, logits = np.maximum(ours, lowest), np.maximum(logits, lowest)
+                if allowed is None:
+                    allowed = TOLERANCE.get(logits.dtype, 1e-5)
+                got[roles.logits] = ours.astype(logits.dtype, copy=False)
+                where = f"over {length} steps of {batch} streams"
+                for name, value in {**wanted, roles.logits: logits}.items():
+                    difference = _difference(name, got[name], value, where)
+                    differences[name] = max(differences.get(name, 0.0), difference)
+                    if not difference <= allowed:
+                        raise ParityError(_too_far(name, where, difference, allowed))
+    return Parity(differences, allowed or 0.0, max(lengths), tuple(batches))
 
 
 def input_dtypes(model: onnx.ModelProto) -> dict[str, np.dtype]:
@@ -178,6 +259,14 @@ def _difference(name: str, got: np.ndarray, wanted: np.ndarray, where: str) -> f
     distance = float(np.max(np.abs(got - wanted), initial=0.0))
     scale = float(np.max(np.abs(wanted), initial=0.0))
     return distance / scale if scale > 0 else distance
+
+
+def _too_far(name: str, where: str, difference: float, allowed: float) -> str:
+    return (
+        f"The written model differs from its source in {name!r} {where}: by "
+        f"{difference:.3g} of its largest element, where {allowed:.3g} is "
+        f"allowed. A tolerance of {_round_up(difference)} would have passed."
+    )
 
 
 def _round_up(difference: float) -> str:

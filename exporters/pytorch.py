@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,13 @@ import onnx
 import torch
 from mnemoscope.analyzer._version import __version__
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import Level, Roles, State, Vocabulary
+from mnemoscope.analyzer.roles import Level, Roles, Vocabulary
 
 from ._embedding import EMBEDDING, EmbeddingError
 from ._load import load_object, load_weights
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
 from ._parity import Feeds, Parity, check_parity
+from ._report import Report
 from ._torch_interface import Interface, Step, discover
 from ._torch_names import name_states
 from ._torch_recurrent import RecurrentCalls
@@ -32,35 +32,6 @@ from ._torch_trace import routes
 from ._vocabulary import make_vocabulary
 
 __all__ = ["Report", "export", "load_object", "load_weights"]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an export found.
-
-    Attributes:
-        path: The file written.
-        tokens: Layout of the module's tokens: ``[batch, time]`` or ``[time, batch]``.
-        logits: Layout of its logits over the axes N (batch), T (time) and V.
-        vocabulary_size: V.
-        embedding_size: E.
-        normalized: The logits are log-probabilities.
-        states: The state components.
-        initial: How the initial state was found.
-        route: How the module was traced.
-        parity: Agreement of the written file with the module.
-    """
-
-    path: str
-    tokens: str
-    logits: str
-    vocabulary_size: int
-    embedding_size: int
-    normalized: bool
-    states: tuple[State, ...]
-    initial: str
-    route: str
-    parity: Parity
 
 
 def export(

@@ -1,0 +1,312 @@
+"""What the Keras exporter says, refuses and leaves alone; the forms are in test_keras_forms.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+pytest.importorskip("tensorflow", reason="the Keras exporter needs TensorFlow")
+pytest.importorskip("tf2onnx", reason="the Keras exporter needs tf2onnx")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import keras
+import keras_forms as forms
+import onnx
+from keras import layers
+from keras_forms import E, H, S, V, build, sequential, stacked
+from mnemoscope.analyzer.errors import ModelError
+from mnemoscope.analyzer.roles import read_roles
+from mnemoscope.exporters import _keras_recurrent, tensorflow
+from mnemoscope.exporters._parity import ParityError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+WORDS = [f"w{k}" for k in range(V)]
+
+
+def lstm():
+    return stacked([S(layers.LSTM, H)])
+
+
+def masked():
+    return stacked([S(layers.GRU, H)], mask_zero=True)
+
+
+def export(model, folder, **options):
+    return tensorflow.export(model, folder / "m.onnx", **options)
+
+
+def test_a_step_with_swapped_gates_is_refused(tmp_path, monkeypatch):
+    right = _keras_recurrent._step
+
+    def wrong(cell, inputs, states):
+        output, (h, c) = right(cell, inputs, states)
+        return output, [c, h]
+
+    monkeypatch.setattr(_keras_recurrent, "_step", wrong)
+    with pytest.raises(ParityError, match=r"differs from its source.*would have passed"):
+        export(build(lstm), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_small_error_is_refused_too(tmp_path, monkeypatch):
+    right = _keras_recurrent._step
+
+    def wrong(cell, inputs, states):
+        output, new = right(cell, inputs, states)
+        return output, [x * 1.0001 for x in new]
+
+    monkeypatch.setattr(_keras_recurrent, "_step", wrong)
+    with pytest.raises(ParityError, match="differs from its source"):
+        export(build(lstm), tmp_path)
+
+
+def test_the_model_is_left_as_it_was(tmp_path):
+    model = build(
+        lambda: sequential(
+            layers.Embedding(V, E),
+            S(layers.LSTM, H, stateful=True),
+            layers.Dense(V),
+            shape=None,
+            batch_shape=(2, None),
+        )
+    )
+    ids = np.arange(8).reshape(2, 4)
+    before = model.predict(ids, verbose=0)
+    layer = model.layers[1]
+    state = [np.asarray(s) for s in layer.states]
+    attributes = {id(x): set(vars(x)) for x in model._flatten_layers()}
+    export(model, tmp_path)
+    assert layer.stateful
+    assert attributes == {id(x): set(vars(x)) for x in model._flatten_layers()}
+    for old, now in zip(state, layer.states, strict=True):
+        np.testing.assert_array_equal(old, np.asarray(now))
+    layer.reset_state()
+    np.testing.assert_array_equal(before, model.predict(ids, verbose=0))
+
+
+def test_probabilities_become_log_probabilities(tmp_path):
+    model = build(
+        lambda: sequential(
+            layers.Embedding(V, E), S(layers.GRU, H), layers.Dense(V, activation="softmax")
+        )
+    )
+    report = export(model, tmp_path, vocabulary=WORDS)
+    proto = onnx.load(tmp_path / "m.onnx")
+    assert report.normalized
+    assert read_roles(proto)[0].normalized
+    # No logarithm of a rounded probability: the softmax itself is taken in logarithms.
+    kinds = {n.op_type for n in proto.graph.node}
+    assert "LogSoftmax" in kinds
+    assert not {"Softmax", "Log"} & kinds
+
+
+def test_no_loop_and_no_fused_operator_is_left(tmp_path):
+    for make in (lstm, lambda: stacked([S(layers.GRU, H), S(layers.SimpleRNN, H)])):
+        export(build(make), tmp_path)
+        kinds = {n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node}
+        assert not kinds & {"Loop", "Scan", "If", "LSTM", "GRU", "RNN"}
+
+
+def test_masking_is_explained_and_padding_kept_apart(tmp_path):
+    report = export(build(masked), tmp_path, vocabulary=["<pad>", *WORDS[1:]])
+    assert any("mask_zero" in note for note in report.notes)
+    with pytest.raises(ModelError, match=r"masks id 0.*the unknown token '<unk>' has it"):
+        export(build(masked), tmp_path, vocabulary=["<unk>", *WORDS[1:]])
+
+
+def test_weights_are_loaded_and_change_the_hash(tmp_path):
+    build(lstm, seed=1).save_weights(tmp_path / "w.weights.h5")
+    export(build(lstm, seed=0), tmp_path)
+    one = read_roles(onnx.load(tmp_path / "m.onnx"))[0].source["weights_sha256"]
+    export(build(lstm, seed=0), tmp_path, weights=tmp_path / "w.weights.h5")
+    two = read_roles(onnx.load(tmp_path / "m.onnx"))[0].source["weights_sha256"]
+    export(build(lstm, seed=1), tmp_path)
+    assert read_roles(onnx.load(tmp_path / "m.onnx"))[0].source["weights_sha256"] == two != one
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocabulary": ["a", "b"]}, "The vocabulary has 2 tokens"),
+        ({"state_names": ["a"]}, "Expected 2 distinct state names"),
+        ({"state_names": ["a", "b/c"]}, "without a slash"),
+        ({"tokens": "words"}, "There is no input 'words'"),
+        ({"embedding": "nothing"}, "'nothing', asked for as the embedding"),
+        ({"vocabulary_size": 9}, "Which output holds the logits"),
+        ({"weights": "missing.weights.h5"}, "There is no weights file"),
+        ({"tolerance": 1e-12}, "would have passed"),
+    ],
+)
+def test_wrong_options(tmp_path, options, message):
+    with pytest.raises(ModelError, match=message):
+        export(build(lstm), tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_state_names_and_the_embedding_can_be_chosen(tmp_path):
+    def make():
+        return sequential(
+            layers.Embedding(V, E),
+            layers.Dense(4, name="projected"),
+            S(layers.LSTM, H),
+            layers.Dense(V),
+        )
+
+    assert export(build(make), tmp_path).embedding_size == E
+    report = export(build(make), tmp_path, embedding="projected", state_names=["out", "memory"])
+    assert report.embedding_size == 4
+    assert [s.name for s in report.states] == ["out", "memory"]
+
+
+def test_nan_weights(tmp_path):
+    model = build(lstm)
+    model.layers[1].cell.bias.assign(np.full(4 * H, np.nan))
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        export(model, tmp_path)
+
+
+def test_no_keras_model(tmp_path):
+    with pytest.raises(ModelError, match="Expected a Keras model, found a dict"):
+        export({}, tmp_path)
+
+
+def test_text_input(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((1,), dtype="string"), layers.StringLookup(vocabulary=WORDS[:-1]),
+         layers.Embedding(V, E), S(layers.LSTM, H), layers.Dense(V)]
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="takes text"):
+        export(model, tmp_path)
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def test_broken_files(tmp_path):
+    def refused(name, data, message):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ModelError, match=message):
+            tensorflow.load_model(tmp_path / name)
+
+    refused("a.keras", b"nonsense", "is no Keras model")
+    refused("a.h5", b"\x89HDF\r\n\x1a\n", "cannot be read")
+    with zipfile.ZipFile(tmp_path / "b.keras", "w") as archive:
+        archive.writestr("other.txt", "x")
+    refused("b.keras", (tmp_path / "b.keras").read_bytes(), "config.json")
+    build(lstm).save(tmp_path / "c.keras")
+    whole = (tmp_path / "c.keras").read_bytes()
+    refused("c.keras", whole[: len(whole) // 2], "is no Keras model")
+    build(lstm).save_weights(tmp_path / "w.weights.h5")
+    with pytest.raises(ModelError, match="holds weights, but no model"):
+        tensorflow.load_model(tmp_path / "w.weights.h5")
+    with pytest.raises(ModelError, match="There is no file"):
+        tensorflow.load_model(tmp_path / "missing.keras")
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"class_name": "Lambda", "module": "keras.layers", "config": {}},
+        {"class_name": "system", "module": "os", "config": {}, "registered_name": None},
+        {"class_name": "function", "config": "system", "module": "builtins",
+         "registered_name": "os>system"},
+    ],
+)  # fmt: skip
+def test_a_file_with_code_is_refused_unloaded(tmp_path, planted, monkeypatch):
+    build(lstm).save(tmp_path / "m.keras")
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        parts = {n: archive.read(n) for n in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    config["config"]["layers"].append(planted)
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(tmp_path / "bad.keras", "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    monkeypatch.setattr(keras.saving, "load_model", lambda *a, **k: pytest.fail("was loaded"))
+    with pytest.raises(ModelError, match=r"FILE\.py:OBJECT"):
+        tensorflow.load_model(tmp_path / "bad.keras")
+
+
+# --- commands --------------------------------------------------------------------------------
+
+MODEL = """
+import keras
+from keras import layers
+
+def build():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((None,)), layers.Embedding(11, 6),
+                             layers.LSTM(8, return_sequences=True), layers.Dense(11)])
+
+nothing = 3
+"""
+
+
+def command(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "mnemoscope.cli", "export", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_command(tmp_path):
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "words.txt").write_text("\n".join(WORDS))
+    done = command(tmp_path, "keras", "model.py:build", "-o", "m.onnx", "--vocabulary", "words.txt")
+    assert done.returncode == 0
+    assert done.stderr == ""  # TensorFlow keeps quiet
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Tokens [batch, time] in 11 kinds, logits [N, T, V]."
+    assert "States: lstm0.h (hidden, layer 0), lstm0.c (cell, layer 0)" in lines
+    assert "next: mnemoscope inspect m.onnx" in done.stdout
+    assert read_roles(onnx.load(tmp_path / "m.onnx"))[1].tokens == tuple(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["keras", "model.py:nothing", "-o", "m.onnx"], "is a int; expected a keras.Model"),
+        (["keras", "model.py:missing", "-o", "m.onnx"], "has no 'missing'"),
+        (["keras", "missing.keras", "-o", "m.onnx"], "There is no file"),
+        (["keras", "model.py", "-o", "m.onnx"], "name the object in it"),
+        (["keras", "model.py:build", "-o", "model.py"], "is also an input"),
+        (["tf1-checkpoint", "missing.ckpt", "-o", "m.onnx"], "There is no checkpoint"),
+    ],
+)
+def test_bad_calls(tmp_path, arguments, message):
+    (tmp_path / "model.py").write_text(MODEL)
+    done = command(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_without_tensorflow(tmp_path, monkeypatch):
+    from click.testing import CliRunner
+    from mnemoscope.cli import export as module
+    from mnemoscope.cli.main import main
+
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    done = CliRunner().invoke(main, ["export", "keras", "m.keras", "-o", str(tmp_path / "m.onnx")])
+    assert done.exit_code == 2
+    assert "pip install 'mnemoscope[tensorflow]'" in done.output
+
+
+def test_the_forms_have_names_of_their_own():
+    names = [f.name for f in forms.FORMS]
+    assert len(set(names)) == len(names)
