@@ -1,6 +1,7 @@
 """Writers of memory models, one module per framework, all with one verb: ``export``.
 
-``mnemoscope.exporters.pytorch.export(module, path, ...)`` writes a PyTorch model;
+``mnemoscope.exporters.pytorch.export(module, path, ...)`` writes a PyTorch model,
+``mnemoscope.exporters.shipped.export(file, path, ...)`` one that was shipped as ONNX;
 `mnemoscope.exporters.testing` holds the checks that a writer of another exporter needs. The
 modules are loaded on first use: importing this package imports no framework.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__all__ = ["pytorch", "testing"]
+__all__ = ["pytorch", "shipped", "testing"]
 
 
 def __getattr__(name: str) -> Any:
