@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 from mnemoscope.analyzer import _passes, _runtime
 from mnemoscope.analyzer.errors import ModelError
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from ._parity import Feeds
+from ._shipped_flat import RECURRENT, constants
 from ._shipped_source import Source, example
 
 
@@ -37,6 +38,8 @@ def free_batch(model: onnx.ModelProto, source: Source, feeds: Feeds) -> onnx.Mod
     for node in result.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
             stored[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    if streams is not None:
+        _free_starts(result, model, fixed, streams)
     for number, node in enumerate(result.graph.node):
         if node.op_type not in ("Reshape", "Expand") or node.input[1] not in stored:
             continue
@@ -56,6 +59,42 @@ def free_batch(model: onnx.ModelProto, source: Source, feeds: Feeds) -> onnx.Mod
             )
             node.input[1] = name
     return result
+
+
+def _free_starts(
+    result: onnx.ModelProto, model: onnx.ModelProto, fixed: Feeds, streams: int
+) -> None:
+    """Initial states stored for a number of streams: the first one's, for as many as there are."""
+    nodes = []
+    for number, node in enumerate(result.graph.node):
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        if node.op_type in RECURRENT:
+            names = [n for n in node.input[5:7] if n]
+            for place, name in enumerate(node.input[5:7], start=5):
+                value = constants(model, names, fixed).get(name)
+                if value is None or value.ndim != 3 or value.shape[1] != streams:
+                    continue
+                if not (value == value[:, :1]).all():
+                    continue  # streams that start from different states: for the tracing to refuse
+                stem = f"mnemoscope/start/{number}/{place}"
+                for part, array in (("one", value[:, :1]), ("ones", np.array([1])),
+                                    ("axis", np.array([1]))):  # fmt: skip
+                    result.graph.initializer.append(
+                        numpy_helper.from_array(np.ascontiguousarray(array), f"{stem}/{part}")
+                    )
+                nodes += [
+                    helper.make_node("Shape", [node.input[0]], [f"{stem}/extents"]),
+                    helper.make_node("Gather", [f"{stem}/extents", f"{stem}/axis"],
+                                     [f"{stem}/count"]),
+                    helper.make_node("Concat", [f"{stem}/ones", f"{stem}/count", f"{stem}/ones"],
+                                     [f"{stem}/shape"], axis=0),
+                    helper.make_node("Expand", [f"{stem}/one", f"{stem}/shape"], [stem]),
+                ]  # fmt: skip
+                copy.input[place] = stem
+        nodes.append(copy)
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
 
 
 def _shape(model: onnx.ModelProto, name: str, feeds: Feeds) -> tuple[int, ...]:

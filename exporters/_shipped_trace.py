@@ -253,17 +253,20 @@ def trace_ends(flat: Flat, parts: list[Part], feeds: Feeds) -> None:
     model = flat.model
     values = _evaluate(model, [e for p in parts for e in p.ends], feeds)
     dtype = next((v.dtype for v in values.values()), np.dtype(np.float32))
-    marks = _Marks({p.name: values[p.ends[0]].shape for p in parts}, dtype, 12)
+    # Y and Y_h are one at T = 1; an output that holds Y is more likely what the model is for.
+    sources = {f"{p.name}\0{k}": values[p.ends[0]].shape
+               for p in parts for k in range(len(p.ends))}  # fmt: skip
+    marks = _Marks(sources, dtype, 12)
     cut = onnx.ModelProto()
     cut.CopyFrom(model)
     given = dict(feeds)
     dead: dict[str, str] = {}
     for part in parts:
-        for end in part.ends:
+        for k, end in enumerate(part.ends):
             if end in dead:
                 continue
             dead[end] = f"{end}/computed"
-            given[end] = marks.values[part.name].reshape(values[end].shape)
+            given[end] = marks.values[f"{part.name}\0{k}"].reshape(values[end].shape)
             element = helper.np_dtype_to_tensor_dtype(values[end].dtype)
             cut.graph.input.append(
                 helper.make_tensor_value_info(end, element, list(values[end].shape))
@@ -277,23 +280,35 @@ def trace_ends(flat: Flat, parts: list[Part], feeds: Feeds) -> None:
     seen = {n: given[n] for n in outputs if n in dead}
     seen.update(_evaluate(cut, [n for n in outputs if n in produced], given))
     by_name = {p.name: p for p in parts}
+    options: dict[str, list[tuple[int, bool, Place]]] = {p.name: [] for p in parts}
     for output, value in seen.items():
         found = marks.find(value)
         if found is None:
             continue
         owners, indices = found
         for number in np.unique(owners):
-            part = by_name[marks.name(int(number))]
-            if part.after is not None:
-                continue
-            native = values[part.ends[0]].shape
-            part.after = _place_out(output, owners == number, indices, value.shape, native,
-                                    part.batch_axis)  # fmt: skip
-            if part.after is not None:
-                y = "Y_" + part.name.rpartition(".")[2] if part.reader else "the last turn"
-                part.evidence.append(
-                    f"output {output!r}{_slice(part.after)} holds {y} of {part.node}"
-                )
+            name, _, k = marks.name(int(number)).partition("\0")
+            part = by_name[name]
+            place = _place_out(output, owners == number, indices, value.shape,
+                               values[part.ends[0]].shape, part.batch_axis)  # fmt: skip
+            if place is not None:
+                other = part.before is None or feeds[part.before.tensor].shape != value.shape
+                options[name].append((int(k), other, place))
+    others = {n for n, v in seen.items() if np.issubdtype(v.dtype, np.floating)}
+    for part in parts:
+        # What follows the whole sequence is a state only where a state input of its shape waits.
+        fit = [o for o in options[part.name] if not o[0] or not o[1]]
+        if part.reader is None:
+            fit = [o for o in fit if not o[1] or part.before is None]
+        taken = {p.after.tensor for p in parts if p.after}
+        for own, _, place in sorted(fit, key=lambda o: o[:2]):
+            if not others - taken - {place.tensor}:
+                continue  # one output must be left: the logits
+            part.after = place
+            y = ("Y" if own else "Y_" + part.name.rpartition(".")[2]) if part.reader else (
+                "the last turn")  # fmt: skip
+            part.evidence.append(f"output {place.tensor!r}{_slice(place)} holds {y} of {part.node}")
+            break
 
 
 def _slice(place: Place) -> str:

@@ -1,4 +1,4 @@
-"""What an exporter's table of forms is made of."""
+"""What the table of forms in the documentation is made of."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Form:
-    """One form of model that an exporter takes, or must refuse.
+    """A form in which models come, how it is exported, and what is right.
 
     Attributes:
         name: As it appears in the table.
-        export: Folder → memory model written there.
-        oracle: (token ids, largest delay) → state → float64 mean ``[delay, unit, embedding]``.
-        refused: Regular expression of the refusal's message.
-        jvp: False where exact derivatives must be refused.
-        why: Then the reason.
+        export: Folder → the memory model written there; raises ModelError if refused.
+        oracle: Token ids ``[time]`` and largest delay → state name →
+            ``[delay, unit, embedding]`` float64: the mean over all positions p with
+            p + delay < time of d state_{p+delay} / d embedding_p, the state carried through the
+            whole stream from the model's initial state; independent of the code under test.
+        refused: Regular expression of the message, for forms that must be refused.
+        jvp: False where jvp must refuse.
+        why: The reason for that.
     """
 
     name: str

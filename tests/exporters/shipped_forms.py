@@ -34,14 +34,16 @@ class Net:
     inputs: list = field(default_factory=list)
     outputs: list = field(default_factory=list)
     weights: dict = field(default_factory=dict)
+    count: int = 0
 
     def __post_init__(self):
         self.rng = np.random.default_rng(self.seed)
 
     def op(self, kind, *inputs, out=None, **attributes):
-        out = out or f"v{len(self.nodes)}"
+        self.count += 1
+        out = out or f"v{self.count}"
         outs = [out] if isinstance(out, str) else out
-        self.nodes.append(helper.make_node(kind, list(inputs), outs, name=f"n{len(self.nodes)}",
+        self.nodes.append(helper.make_node(kind, list(inputs), outs, name=f"n{self.count}",
                                            **attributes))  # fmt: skip
         return outs[0]
 
@@ -143,7 +145,8 @@ def vad(*, in_if=True, packed=True):
     n.input("input", ["batch", width])
     n.input("state", [2, "batch", H])
     n.input("sr", [], INT64)
-    n.weight("filter", width, E)
+    # Small, or the cell saturates: 1 - tanh(c)^2 then has few digits in float32.
+    n.weight("filter", width, E, scale=0.2)
     filtered = n.op("Relu", n.op("MatMul", "input", n.stored[-1].name))
     x = n.unsqueeze(filtered, 0)
     h = n.op("Gather", "state", n.const([0]), axis=0)
