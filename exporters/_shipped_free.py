@@ -54,9 +54,7 @@ def free_batch(model: onnx.ModelProto, source: Source, feeds: Feeds) -> onnx.Mod
         new = _freed(node.op_type, shape, then, now, streams or 2, steps)
         if new is not None and new != shape:
             name = f"mnemoscope/freed/{number}"
-            result.graph.initializer.append(
-                numpy_helper.from_array(np.array(new, np.int64), name)
-            )
+            result.graph.initializer.append(numpy_helper.from_array(np.array(new, np.int64), name))
             node.input[1] = name
     return result
 

@@ -245,8 +245,11 @@ def _outputs(flat: Flat, feeds: Feeds) -> Feeds:
 def _refuse_computed_starts(parts: list[Part]) -> None:
     """A part whose start is computed from the words has no start of its own."""
     for part in parts:
-        if part.before is None and part.start and part.evidence[-1:] and (
-            "could not be followed" in part.evidence[-1]
+        if (
+            part.before is None
+            and part.start
+            and part.evidence[-1:]
+            and ("could not be followed" in part.evidence[-1])
         ):
             raise Undecided(
                 f"the initial state of {part.node} is computed, from a state or from the words, "
@@ -333,9 +336,7 @@ def _tidy(name: str) -> str:
     return clean if clean not in reserved else f"state.{clean}"
 
 
-def _parts_as_said(
-    flat: Flat, states: list[State], feeds: Feeds, *, metadata: bool
-) -> list[Part]:
+def _parts_as_said(flat: Flat, states: list[State], feeds: Feeds, *, metadata: bool) -> list[Part]:
     outputs = _outputs(flat, feeds)
     parts = []
     why = "the file's own metadata says so" if metadata else "as the roles say"
@@ -466,7 +467,8 @@ def prove(plan: Plan, *, quiet: bool = False) -> None:
     base = source.run(second, following)
     for part in plan.parts:
         changed = {k: v.copy() for k, v in following.items()}
-        assert part.before is not None and part.after is not None
+        assert part.before is not None
+        assert part.after is not None
         if not np.issubdtype(changed[part.before.tensor].dtype, np.floating):
             continue
         plan.put(changed, part, plan.read(other, part) + 0.25)
@@ -508,7 +510,9 @@ def _slots(plan: Plan) -> list[Slot]:
     slots: list[Slot] = []
     by_input: dict[str, list[Part]] = {}
     for part in plan.parts:
-        by_input.setdefault(part.before.tensor if part.before else f"\0{part.name}", []).append(part)
+        by_input.setdefault(part.before.tensor if part.before else f"\0{part.name}", []).append(
+            part
+        )
     for name, parts in by_input.items():
         parts.sort(key=lambda p: p.before.layer_index or 0 if p.before else 0)
         before, after = [p.before for p in parts], [p.after for p in parts]
@@ -518,8 +522,12 @@ def _slots(plan: Plan) -> list[Slot]:
             == (a.batch_axis, a.layer_axis, a.layer_index, a.count)
             for b, a in zip(before, after, strict=True)
         )  # fmt: skip
-        whole = fits and len({a.tensor for a in after if a}) == 1 and (
-            len(parts) == before[0].count  # type: ignore[union-attr]
+        whole = (
+            fits
+            and len({a.tensor for a in after if a}) == 1
+            and (
+                len(parts) == before[0].count  # type: ignore[union-attr]
+            )
         )
         if whole:
             slots.append(Slot(name, after[0].tensor, parts, True))  # type: ignore[union-attr]
@@ -530,7 +538,8 @@ def _slots(plan: Plan) -> list[Slot]:
             slots.append(Slot(f"{part.name}_in", f"{part.name}_out", [part], False))
             missing = [w for w, p in (("input", part.before), ("output", part.after)) if p is None]
             part.evidence.append(
-                f"added to the graph's interface: it had no {' and no '.join(missing)}" if missing
+                f"added to the graph's interface: it had no {' and no '.join(missing)}"
+                if missing
                 else "cut at the node: its input and output keep it in different layouts"
             )
     return slots

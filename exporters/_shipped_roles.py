@@ -21,7 +21,7 @@ HELP = [
     "tokens: graph input with token ids; or features: graph input with floating-point features.",
     "layout: the axes of that input: NT or TN for tokens, N for one token per stream; NTE, TNE, "
     "NET or NE for features (N streams, T time, E features).",
-    "constants: graph inputs that always get the same value, such as {\"sr\": 16000}.",
+    'constants: graph inputs that always get the same value, such as {"sr": 16000}.',
     "states: one entry per component: name, input, output, kind (cell, hidden or other), layer, "
     "batch_axis, and layer_axis and layer_index for a tensor that stacks components.",
     "logits: the graph output that is read as logits.",
@@ -74,7 +74,9 @@ def read_given(source: Any) -> dict[str, Any]:
         raise ModelError(f"{where} names both tokens and features; a model reads one of them.")
     for name, value in given.get("constants", {}).items():
         if not isinstance(value, (int, float)):
-            raise ModelError(f"{where}: the constant {name!r} must be a number, found {value!r:.40}.")
+            raise ModelError(
+                f"{where}: the constant {name!r} must be a number, found {value!r:.40}."
+            )
     states = []
     for number, item in enumerate(given.get("states", [])):
         try:
@@ -98,7 +100,9 @@ def _words(kind: type) -> str:
     return {int: "a whole number", str: "text", dict: "an object", list: "a list"}[kind]
 
 
-def write_template(path: Path, known: dict[str, Any], inputs: list[str], outputs: list[str]) -> None:
+def write_template(
+    path: Path, known: dict[str, Any], inputs: list[str], outputs: list[str]
+) -> None:
     """Write roles for a user to complete."""
     listed = [f"Graph inputs: {', '.join(inputs)}.", f"Graph outputs: {', '.join(outputs)}."]
     data = {"help": [*HELP, *listed], "version": 1, "tokens": None, "features": None,

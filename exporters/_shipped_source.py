@@ -212,7 +212,7 @@ def _choices(inputs: dict[str, onnx.ValueInfoProto], given: dict[str, Any]) -> l
     order = {n: k for k, n in enumerate(_X_NAMES)}
     ids.sort(key=lambda n: order.get(n.lower(), 99))
     floats.sort(key=lambda n: (bool(_STATE_NAME.search(n)), order.get(n.lower(), 99)))
-    return [*ids, *floats] if not ids else ids
+    return ids if ids else [*ids, *floats]
 
 
 def _is_length(name: str) -> bool:

@@ -317,9 +317,7 @@ def _slice(place: Place) -> str:
     return "[" + ":, " * place.layer_axis + f"{place.layer_index}]"
 
 
-def _initial(
-    part: Part, value: np.ndarray, shape: tuple[int, ...]
-) -> tuple[float, ...] | None:
+def _initial(part: Part, value: np.ndarray, shape: tuple[int, ...]) -> tuple[float, ...] | None:
     """A stored start as a flat tuple, None for zeros; every stream must start alike."""
     try:
         whole = np.broadcast_to(value, shape)

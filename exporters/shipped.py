@@ -271,8 +271,11 @@ def _table(features: Any, width: int) -> np.ndarray:
                 f"Cannot read the features {os.fspath(features)!r}: expected a .npy file with a "
                 f"table [V, {width}] ({str(error)[:200]})."
             ) from error
-    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[1] != width or (
-        not len(table) or not np.issubdtype(table.dtype, np.number)
+    if (
+        not isinstance(table, np.ndarray)
+        or table.ndim != 2
+        or table.shape[1] != width
+        or (not len(table) or not np.issubdtype(table.dtype, np.number))
     ):
         shape = list(getattr(table, "shape", []))
         raise ModelError(f"The features must be a table [V, {width}] of numbers, found {shape}.")
@@ -627,9 +630,7 @@ def _logits_shape(plan: Plan) -> np.ndarray:
     return np.asarray(_runtime.run(made, [plan.logits], plan.feeds)[0])
 
 
-def _sequence(
-    plan: Plan, source: Source, table: np.ndarray | None, ids: np.ndarray
-) -> np.ndarray:
+def _sequence(plan: Plan, source: Source, table: np.ndarray | None, ids: np.ndarray) -> np.ndarray:
     """The shipped model's logits over whole sequences from their start, ``[N, T or 1, V]``."""
     states = source.zeros(len(ids))
     for part in plan.parts:

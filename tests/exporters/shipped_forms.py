@@ -351,6 +351,7 @@ def mean(step, xs, sizes, delays):
     import torch
     from torch.func import jacrev
 
+    torch.set_num_threads(1)  # the matrices are small: threads would only wait for each other
     count = len(xs)
     states = {k: torch.zeros(s, dtype=torch.float64) for k, s in sizes.items()}
     keys = list(sizes)
@@ -494,24 +495,40 @@ FORMS: list[Form] = [
     form("transducer decoder: targets,target_length,states.1,onnx::LSTM_3", transducer(), layers=2),
     form("one-hot input", floating()),
     form("feature input, one step", floating(width=9, size=5, rank=2)),
-    form("feature input, GRU", floating("GRU", width=7, size=7,
-                                       names=("feats", "hx", "", "out", "hy")), "GRU"),  # fmt: skip
+    form(
+        "feature input, GRU",
+        floating("GRU", width=7, size=7, names=("feats", "hx", "", "out", "hy")),
+        "GRU",
+    ),
     form("custom cell, past_X → present_X", (_c := cell()), oracle=cell_oracle(_c, "past_key")),
-    form("Scan, state on the interface", (_s := cell(loops="scan")),
-         oracle=cell_oracle(_s, "scan0.s0")),  # fmt: skip
-    form("Scan, state inside", (_si := cell(loops="scan inner")),
-         oracle=cell_oracle(_si, "scan0.s0")),  # fmt: skip
-    form("Loop, state on the interface", (_l := cell(loops="loop")),
-         oracle=cell_oracle(_l, "loop0.s0")),  # fmt: skip
-    form("Loop, state inside", (_li := cell(loops="loop inner")),
-         oracle=cell_oracle(_li, "loop0.s0")),  # fmt: skip
+    form(
+        "Scan, state on the interface",
+        (_s := cell(loops="scan")),
+        oracle=cell_oracle(_s, "scan0.s0"),
+    ),
+    form(
+        "Scan, state inside", (_si := cell(loops="scan inner")), oracle=cell_oracle(_si, "scan0.s0")
+    ),
+    form(
+        "Loop, state on the interface",
+        (_l := cell(loops="loop")),
+        oracle=cell_oracle(_l, "loop0.s0"),
+    ),
+    form(
+        "Loop, state inside", (_li := cell(loops="loop inner")), oracle=cell_oracle(_li, "loop0.s0")
+    ),
     form("LSTM inside a Scan", in_scan_lstm()),
     form("batch 1 baked in", baked()),
     form("batch 4 baked in", baked(4)),
     form("batch 1 and 5 steps baked in", baked(1, 5)),
     form("batch 3 and 5 steps baked in", baked(3, 5)),
-    Form("dynamically quantised LSTM (int8)", _quantized, None, jvp=False,
-         why="DynamicQuantizeLSTM rounds its weights and inputs"),  # fmt: skip
+    Form(
+        "dynamically quantised LSTM (int8)",
+        _quantized,
+        None,
+        jvp=False,
+        why="DynamicQuantizeLSTM rounds its weights and inputs",
+    ),
     Form("bidirectional LSTM", _export(bidirectional), None, refused="depends on later words"),
 ]
 

@@ -137,7 +137,14 @@ def test_template_completed_by_hand_works(tmp_path):
     assert any("Graph outputs: r, s, out_logits" in line for line in data["help"])
     data["states"] = [
         {"name": "low", "input": "p", "output": "r", "kind": "hidden", "layer": 0, "batch_axis": 0},
-        {"name": "high", "input": "q", "output": "s", "kind": "hidden", "layer": 1, "batch_axis": 0},
+        {
+            "name": "high",
+            "input": "q",
+            "output": "s",
+            "kind": "hidden",
+            "layer": 1,
+            "batch_axis": 0,
+        },
     ]
     template.write_text(json.dumps(data))
     report = shipped.export(source, target, roles=template)
