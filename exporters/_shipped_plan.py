@@ -151,7 +151,7 @@ def _plan(
     _check_layout(flat, interface, feeds)
     if given.get("states"):
         said = given["states"]
-        parts = _parts_as_said(flat, said, feeds, metadata="metadata" in given)
+        parts = _parts_as_said(flat, said, feeds, x=interface.x, metadata="metadata" in given)
         pairs: dict[str, list[str]] = {}
     else:
         parts = find_parts(flat, feeds, interface.x)
@@ -172,7 +172,7 @@ def _plan(
             "no recurrent state was found: no LSTM, GRU or RNN node, no Scan or Loop that carries "
             "a value, and no input and output whose names belong together"
         )
-    taken = {p.after.tensor for p in parts if p.after}
+    taken = {p.after.tensor for p in parts if p.after} | {o for os in pairs.values() for o in os}
     logits = _choose_logits(outputs, taken, given, interface)
     plan = Plan(interface, source, flat, feeds, [], parts, logits, evidence)
     if pairs:
@@ -336,7 +336,7 @@ def _tidy(name: str) -> str:
     return clean if clean not in reserved else f"state.{clean}"
 
 
-def _parts_as_said(flat: Flat, states: list[State], feeds: Feeds, *, metadata: bool) -> list[Part]:
+def _parts_as_said(flat: Flat, states: list[State], feeds: Feeds, *, x: str, metadata: bool) -> list[Part]:
     outputs = _outputs(flat, feeds)
     parts = []
     why = "the file's own metadata says so" if metadata else "as the roles say"
@@ -367,8 +367,8 @@ def _parts_as_said(flat: Flat, states: list[State], feeds: Feeds, *, metadata: b
         after = Place(s.output, s.batch_axis, s.layer_axis, s.layer_index, count, order)
         parts.append(Part(s.name, s.kind, s.layer, f"state {s.name!r}", [], None, s.input,
                           s.batch_axis, before, after, s.initial, [why], size))  # fmt: skip
-    unsaid = [n for n in feeds if n not in {s.input for s in states}]
-    if len(unsaid) > 1:
+    unsaid = [n for n in feeds if n != x and n not in {s.input for s in states}]
+    if unsaid:
         raise Undecided(f"the roles leave {', '.join(map(repr, unsaid))} without a part")
     return parts
 

@@ -118,7 +118,8 @@ def write_template(
 _BEFORE = re.compile(r"^(past|prev|previous|initial|init|in|input|old|last)[_.]|"
                      r"[_.]?(in|prev|past|init|initial|input|old|0)$", re.IGNORECASE)  # fmt: skip
 _AFTER = re.compile(r"^(next|new|present|out|output|final|updated|cur|current)[_.]|"
-                    r"[_.]?(out|next|new|present|final|output|updated|n|N|1)$", re.IGNORECASE)  # fmt: skip
+                    r"[_.]?(out|next|new|present|final|output|updated|n|N|1)$",
+                    re.IGNORECASE)  # fmt: skip
 
 
 def stems(name: str, *, after: bool) -> dict[str, int]:

@@ -23,7 +23,8 @@ _LARGEST_INPUT = 2**27  # elements of one input at two streams
 
 _X_NAMES = ("x", "tokens", "token", "input_ids", "ids", "input", "inputs", "targets", "words",
             "y", "features", "feats", "audio", "samples", "data")  # fmt: skip
-_STATE_NAME = re.compile(r"(^|[_./])(h|c|hx|cx|state|states|hidden|cell|cache|past|prev)s?(\d|$|[_./])|"
+_STATE_NAME = re.compile(r"(^|[_./])(h|c|hx|cx|state|states|hidden|cell|cache|past|prev)s?"
+                         r"(\d|$|[_./])|"
                          r"^[hc]\d*(_?(in|0|prev|n))?$", re.IGNORECASE)  # fmt: skip
 _TIME = re.compile(r"time|seq|len|step|frame|^t$|^u$|^l$", re.IGNORECASE)
 _BATCH = re.compile(r"batch|^n$|^b$|stream|^bs$", re.IGNORECASE)

@@ -335,6 +335,9 @@ def _assemble(
         new[name] = f"mnemoscope/given/{name}"
     if i.x == "tokens":
         new["tokens"] = "mnemoscope/given/tokens"
+    # A file that this exporter wrote has these already.
+    for name in ("layout", "logits/shape", "logits/first", "table", "features"):
+        new[f"mnemoscope/{name}"] = f"mnemoscope/given/{name}"
     for slot in plan.slots:
         for name in (slot.input, slot.output):
             if name in ("tokens", "logits", "embedding"):

@@ -260,8 +260,10 @@ def cell(*, time="one", names=("tokens", "past_key", "present_key"), loops=None)
     else:
         h = n.input("h", ["N", H])
     if loops.startswith("scan"):
-        graph = helper.make_graph(body, "body", [info("h_in", FLOAT, None), info("xt", FLOAT, None)],
-                                  [info("h_out", FLOAT, None), info("y_out", FLOAT, None)])  # fmt: skip
+        ins, outs = (
+            [info(v, FLOAT, None) for v in names] for names in (("h_in", "xt"), ("h_out", "y_out"))
+        )
+        graph = helper.make_graph(body, "body", list(ins), list(outs))
         n.op("Scan", h, x, out=["h_last", "ys"], body=graph, num_scan_inputs=1)
     else:
         body = [helper.make_node("Gather", [x, "i"], ["xt"], axis=0), *body,
@@ -294,8 +296,11 @@ def in_scan_lstm():
     y = n.recurrent("LSTM", xt, 0, E, ["hb", "cb"], ["hb_out", "cb_out"])
     n.op("Squeeze", y, n.const([0]), out="y_out")
     info = helper.make_tensor_value_info
-    graph = helper.make_graph(n.nodes, "body", [info(v, FLOAT, None) for v in ("hb", "cb", "xt")],
-                              [info(v, FLOAT, None) for v in ("hb_out", "cb_out", "y_out")])  # fmt: skip
+    ins, outs = (
+        [info(v, FLOAT, None) for v in names]
+        for names in (("hb", "cb", "xt"), ("hb_out", "cb_out", "y_out"))
+    )
+    graph = helper.make_graph(n.nodes, "body", ins, outs)
     n.nodes = outer
     # Names that would mislead: tracing alone tells h from c.
     n.op("Scan", "h_prev", "c_prev", x, out=["u1", "u2", "ys"], body=graph, num_scan_inputs=1)
