@@ -336,7 +336,9 @@ def _tidy(name: str) -> str:
     return clean if clean not in reserved else f"state.{clean}"
 
 
-def _parts_as_said(flat: Flat, states: list[State], feeds: Feeds, *, x: str, metadata: bool) -> list[Part]:
+def _parts_as_said(
+    flat: Flat, states: list[State], feeds: Feeds, *, x: str, metadata: bool
+) -> list[Part]:
     outputs = _outputs(flat, feeds)
     parts = []
     why = "the file's own metadata says so" if metadata else "as the roles say"
