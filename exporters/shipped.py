@@ -335,7 +335,9 @@ def _assemble(
         new[name] = f"mnemoscope/given/{name}"
     if i.x == "tokens":
         new["tokens"] = "mnemoscope/given/tokens"
-    # A file that this exporter wrote has these already.
+    # A file that an exporter wrote has these already.
+    produced = [o for n in graph.node for o in n.output]
+    new.update({o: f"given.{o}" for o in produced if o.startswith(f"{EMBEDDING}.")})
     for name in ("layout", "logits/shape", "logits/first", "table", "features"):
         new[f"mnemoscope/{name}"] = f"mnemoscope/given/{name}"
     for slot in plan.slots:
