@@ -345,6 +345,8 @@ def _assemble(
             if name in ("tokens", "logits", "embedding"):
                 new[name] = f"mnemoscope/given/{name}"
     rename_deep(graph.node, new)
+    for node in graph.node:
+        node.name = f"given.{node.name}" if node.name else ""
     for value in (*graph.input, *graph.output, *graph.initializer):
         value.name = new.get(value.name, value.name)
     x, logits = new.get(i.x, i.x), new.get(plan.logits, plan.logits)
