@@ -10,7 +10,7 @@ from typing import Any
 
 from mnemoscope.analyzer._files import replacing
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import State, _read
+from mnemoscope.analyzer.roles import Kind, State, _read
 
 _PLAIN = {"version": int, "tokens": str, "features": str, "layout": str, "logits": str,
           "embedding": str, "constants": dict, "states": list, "help": list}  # fmt: skip
@@ -154,7 +154,7 @@ def name_pairs(inputs: list[str], outputs: list[str]) -> dict[str, str]:
     return pairs
 
 
-def kind_of(name: str) -> str:
+def kind_of(name: str) -> Kind:
     """What a name says of a state's kind."""
     stem = min(stems(name, after=False), key=len)
     if re.fullmatch(r"c\w?|.*cell.*", stem):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -92,14 +93,15 @@ class Source:
     def state_shape(self, name: str, batch: int) -> list[int]:
         shape = dims_of(self.inputs[name])
         shape[self.interface.states[name]] = batch
-        if any(isinstance(d, str) for d in shape):
+        sizes = [d for d in shape if isinstance(d, int)]
+        if len(sizes) < len(shape):
             raise ModelError(
                 f"The size of the state {name!r} is unknown: it is declared as "
                 f"{dims_of(self.inputs[name])}, and only its axis of streams may be open."
             )
-        if np.prod(shape, dtype=float) > _LARGEST_INPUT:
+        if math.prod(sizes) > _LARGEST_INPUT:
             raise ModelError(f"The state {name!r} claims {shape}, more than can be tried.")
-        return [int(d) for d in shape]
+        return sizes
 
     def feeds(self, values: np.ndarray, states: Feeds) -> Feeds:
         """Feeds for tokens ``[N, T]`` or features ``[N, T, E]``."""

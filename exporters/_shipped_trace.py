@@ -153,7 +153,7 @@ def _depends(flat: Flat, carried: Carried, feeds: Feeds, start: np.ndarray) -> b
     given = {k: v for k, v in feeds.items() if k in names}
     seen = [_runtime.evaluate(part, [carried.end], {**given, carried.start: v})[carried.end]
             for v in (start, noise)]  # fmt: skip
-    return not np.array_equal(*seen)
+    return not np.array_equal(seen[0], seen[1])
 
 
 def _evaluate(model: onnx.ModelProto, names: Iterable[str], feeds: Feeds) -> Feeds:
@@ -287,13 +287,13 @@ def trace_ends(flat: Flat, parts: list[Part], feeds: Feeds) -> None:
             continue
         owners, indices = found
         for number in np.unique(owners):
-            name, _, k = marks.name(int(number)).partition("\0")
+            name, _, own_end = marks.name(int(number)).partition("\0")
             part = by_name[name]
             place = _place_out(output, owners == number, indices, value.shape,
                                values[part.ends[0]].shape, part.batch_axis)  # fmt: skip
             if place is not None:
                 other = part.before is None or feeds[part.before.tensor].shape != value.shape
-                options[name].append((int(k), other, place))
+                options[name].append((int(own_end), other, place))
     others = {n for n, v in seen.items() if np.issubdtype(v.dtype, np.floating)}
     for part in parts:
         # What follows the whole sequence is a state only where a state input of its shape waits.

@@ -336,8 +336,8 @@ def _assemble(
     if i.x == "tokens":
         new["tokens"] = "mnemoscope/given/tokens"
     # A file that an exporter wrote has these already.
-    produced = [o for n in graph.node for o in n.output]
-    new.update({o: f"given.{o}" for o in produced if o.startswith(f"{EMBEDDING}.")})
+    computed = [o for n in graph.node for o in n.output]
+    new.update({o: f"given.{o}" for o in computed if o.startswith(f"{EMBEDDING}.")})
     for name in ("layout", "logits/shape", "logits/first", "table", "features"):
         new[f"mnemoscope/{name}"] = f"mnemoscope/given/{name}"
     for slot in plan.slots:
