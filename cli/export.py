@@ -17,13 +17,14 @@ from ._output import check_output, output_option
 
 if TYPE_CHECKING:
     from mnemoscope.exporters._report import Report
+    from mnemoscope.exporters.shipped import Report as ShippedReport
 
 
 def _vocabulary_options(command: Callable) -> Callable:
     """Which token an id stands for."""
     options = [
         click.option(
-            "--vocabulary", metavar="FILE", help="Tokens, one a line, in the order of the ids."
+            "--vocabulary", metavar="FILE", help="Tokens in the order of the ids: text or JSON."
         ),
         click.option(
             "--level",
@@ -181,6 +182,53 @@ def tf1_checkpoint(checkpoint: str, output: str, state_names: str | None, **opti
     from mnemoscope.exporters import tf1_checkpoint as exporter
 
     _tell(exporter.export(checkpoint, output, **_given(options)), output)
+
+
+@export.command(
+    epilog=example("mnemoscope export onnx shipped.onnx --vocabulary words.txt -o model.onnx")
+)
+@click.argument("shipped", metavar="SHIPPED.onnx")
+@output_option("memory model")
+@click.option(
+    "--roles", metavar="FILE", help="What inference cannot decide, as JSON (docs/shipped.md)."
+)
+@click.option(
+    "--features", metavar="FILE.npy", help="Rows [V, E] for a model that reads features.  [one-hot]"
+)
+@_vocabulary_options
+@_check_options
+def onnx(shipped: str, output: str, **options: Any) -> None:
+    """Give a shipped ONNX model its roles, and check the written file against it.
+
+    Which tensor is a state, and of what kind, is found by tracing it to recurrent nodes, by its
+    name and by what the model does; every finding is printed with its evidence. What cannot be
+    decided is asked for: a template is written beside the output, to be given with --roles.
+    """
+    files = [options["roles"], options["vocabulary"], options["features"]]
+    check_output(output, inputs=[shipped, *(f for f in files if f)])
+    from mnemoscope.exporters import shipped as exporter
+
+    report = exporter.export(shipped, output, **_given(options))
+    for line in _shipped_lines(report):
+        click.echo(line)
+    click.echo(f"Written to {output}; next: mnemoscope inspect {output}")
+
+
+def _shipped_lines(report: ShippedReport) -> Iterator[str]:
+    for name, why in report.evidence:
+        yield f"{name}: {why}."
+    yield (
+        f"Reads {report.tokens} in {report.vocabulary_size:,} kinds, embedding of "
+        f"{report.embedding_size}; logits: {report.logits}"
+        f"{', log-probabilities' if report.normalized else ''}."
+    )
+    yield "States: " + ", ".join(f"{s.name} ({s.kind}, layer {s.layer})" for s in report.states)
+    yield from (f"Note: {note}" for note in report.notes)
+    parity = report.parity
+    yield (
+        f"Differs from the original by {parity.worst:.1e} at most over {parity.steps} steps and "
+        f"batches of {', '.join(map(str, parity.batches))} ({parity.tolerance:.0e} allowed)."
+    )
 
 
 def _require_tensorflow(what: str) -> None:

@@ -2,6 +2,7 @@
 
 ``mnemoscope.exporters.pytorch.export(module, path, ...)`` writes a PyTorch model,
 ``tensorflow.export`` a Keras model, ``tf1_checkpoint.export`` a TensorFlow 1 checkpoint;
+``mnemoscope.exporters.shipped.export(file, path, ...)`` one that was shipped as ONNX;
 `mnemoscope.exporters.testing` holds the checks that a writer of another exporter needs. The
 modules are loaded on first use: importing this package imports no framework.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__all__ = ["pytorch", "tensorflow", "testing", "tf1_checkpoint"]
+__all__ = ["pytorch", "shipped", "tensorflow", "testing", "tf1_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:

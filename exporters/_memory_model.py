@@ -54,13 +54,16 @@ def build_memory_model(
     """
     model = onnx.ModelProto()
     model.CopyFrom(step)
+    # What inference cannot tell, behind operators that it does not know.
+    stated = {o.name: o for o in step.graph.output}
+    declared = {name: stated[old] for name, old in outputs.items() if old in stated}
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _strip(model)
     embedding = _rename_interface(model, inputs, outputs, embedding)
     model = cut_at_embedding(model, roles.tokens, embedding=embedding)
     _drop_unused(model.graph)
-    _declare_shapes(model, roles)
+    _declare_shapes(model, roles, declared)
     model.ir_version = IR_VERSION
     model.graph.name = "step"
     model.producer_name, model.producer_version = "mnemoscope", __version__
@@ -186,7 +189,9 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _declare_shapes(model: onnx.ModelProto, roles: Roles) -> None:
+def _declare_shapes(
+    model: onnx.ModelProto, roles: Roles, declared: Mapping[str, onnx.ValueInfoProto]
+) -> None:
     """Write the contract's shapes on inputs and outputs: one symbol, ``batch``, all else known."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     elements = {v.name: v.type.tensor_type.elem_type for v in (*inferred.input, *inferred.output)}
@@ -194,6 +199,11 @@ def _declare_shapes(model: onnx.ModelProto, roles: Roles) -> None:
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
         for v in (*inferred.input, *inferred.output)
     }
+    for name, value in declared.items():
+        tensor = value.type.tensor_type
+        elements[name] = elements.get(name) or tensor.elem_type
+        if not given.get(name) or not given[name][-1]:
+            given[name] = [d.dim_value for d in tensor.shape.dim]
     shapes: dict[str, list[int | str]] = {
         roles.tokens: ["batch", 1],
         roles.embedding: ["batch", 1, given[roles.embedding][-1]],

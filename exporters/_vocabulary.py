@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mnemoscope.analyzer.errors import ModelError
 from mnemoscope.analyzer.roles import Level, Vocabulary
@@ -24,8 +27,7 @@ def make_vocabulary(
     r"""Build a vocabulary of `size` tokens.
 
     Args:
-        source: A UTF-8 file with one token a line (id = line number from 0), or the tokens. In a
-            file the line ``\n`` stands for the newline character. None gives None.
+        source: A UTF-8 file in any form that `read_tokens` knows, or the tokens. None gives None.
         size: V, the width of the logits.
         level: ``word`` or ``char``; None takes ``char`` when all tokens but the special ones are
             single characters.
@@ -45,7 +47,7 @@ def make_vocabulary(
         unknown = unknown if unknown is not None else source.unknown
         end_of_line = end_of_line if end_of_line is not None else source.end_of_line
     elif isinstance(source, (str, os.PathLike)):
-        tokens = _read(Path(source))
+        tokens = read_tokens(Path(source), size)
     else:
         tokens = list(source)
         if not all(isinstance(t, str) for t in tokens):
@@ -68,9 +70,125 @@ def make_vocabulary(
     return Vocabulary(tuple(tokens), level, unknown, end_of_line)
 
 
-def _read(path: Path) -> list[str]:
+def read_tokens(path: Path, size: int | None = None) -> list[str]:
+    r"""Read the tokens of a vocabulary file, in the order of their ids.
+
+    Forms: one token a line (the line ``\n`` stands for the newline character); JSON: a list of
+    tokens, an object token → id or id → token, also inside ``model.vocab`` or ``vocab`` or
+    ``vocabulary``; what Keras' StringLookup and TextVectorization give out, a list that starts
+    with ``""`` and ``[UNK]``; ``token id`` lines (``words.txt``, ``tokens.txt`` of Kaldi and
+    icefall); SentencePiece's ``.vocab``, ``token<TAB>score`` lines.
+
+    Args:
+        path: UTF-8 text; a byte-order mark is passed over.
+        size: V. A file that can be read in two ways is read so that it has as many tokens.
+
+    Raises:
+        ModelError: The file cannot be read, is no such list, or its ids are not 0, 1, 2, ...
+    """
+    text = _text(path)
+    if path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "["):
+        found = _from_json(path, text, size)
+        if found is not None:
+            return found
+    # Not splitlines: a token may be one of the exotic separators that it splits at.
+    lines = text.replace("\r\n", "\n").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    for form in (_numbered, _scored):
+        found = form(lines)
+        if found is not None:
+            return found
+    return _named_padding(["\n" if line == "\\n" else line for line in lines])
+
+
+def _from_json(path: Path, text: str, size: int | None) -> list[str] | None:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if path.suffix.lower() != ".json":
+            return None  # a plain list whose first token is a bracket
+        raise ModelError(
+            f"The vocabulary {str(path)!r} is not JSON: {str(error)[:200]}."
+        ) from error
+    for keys in (("model", "vocab"), ("vocab",), ("vocabulary",), ("config", "vocabulary")):
+        inner: Any = data
+        for key in keys:
+            inner = inner.get(key) if isinstance(inner, dict) else None
+        if isinstance(inner, (dict, list)):
+            data = inner
+            break
+    if isinstance(data, list):
+        if not all(isinstance(t, str) for t in data):
+            wrong = next(t for t in data if not isinstance(t, str))
+            raise ModelError(
+                f"The vocabulary {str(path)!r} must be a list of strings; it holds {wrong!r:.40}."
+            )
+        return _named_padding(list(data), size)
+    if isinstance(data, dict) and data:
+        if all(isinstance(v, int) and not isinstance(v, bool) for v in data.values()):
+            pairs = [(v, k) for k, v in data.items()]
+        elif all(isinstance(v, str) and re.fullmatch(r"\d{1,9}", k) for k, v in data.items()):
+            pairs = [(int(k), v) for k, v in data.items()]
+        else:
+            pairs = []
+        if pairs:
+            return _named_padding(_in_order(pairs, str(path)), size)
+    raise ModelError(
+        f"The vocabulary {str(path)!r} is JSON, but neither a list of tokens nor an object from "
+        "token to id or from id to token."
+    )
+
+
+def _in_order(pairs: list[tuple[int, str]], where: str) -> list[str]:
+    pairs.sort()
+    for expected, (number, token) in enumerate(pairs):
+        if number != expected:
+            raise ModelError(
+                f"The ids of the vocabulary {where!r} must be 0, 1, 2, ... without gaps; where "
+                f"{expected} should be, {token!r:.40} has {number}."
+            )
+    return [token for _, token in pairs]
+
+
+def _numbered(lines: list[str]) -> list[str] | None:
+    """``token id`` on every line, the ids a permutation of 0, 1, 2, ...; None otherwise."""
+    pairs = []
+    for line in lines:
+        # Ids stay small: a year beside a word is no id.
+        match = re.fullmatch(r"(.*\S|)[ \t]+(\d{1,9})\s*", line)
+        if match is None:
+            return None
+        pairs.append((int(match[2]), match[1]))
+    if sorted(n for n, _ in pairs) != list(range(len(pairs))):
+        return None
+    return [token for _, token in sorted(pairs)]
+
+
+def _scored(lines: list[str]) -> list[str] | None:
+    """``token<TAB>score`` on every line, as SentencePiece writes it; None otherwise."""
+    parts = [line.rsplit("\t", 1) for line in lines]
+    number = r"-?\d+(\.\d+)?([eE][-+]?\d+)?"
+    if not lines or not all(len(p) == 2 and re.fullmatch(number, p[1]) for p in parts):
+        return None
+    return [p[0] for p in parts]
+
+
+def _named_padding(tokens: list[str], size: int | None = None) -> list[str]:
+    """Keras gives padding the empty string; ``<pad>`` says what it is.
+
+    A list without the two tokens that Keras reserves gets them, where `size` asks for them.
+    """
+    if tokens[:1] == [""] and "<pad>" not in tokens:
+        return ["<pad>", *tokens[1:]]
+    if size is not None and len(tokens) == size - 2 and not {"", "[UNK]"} & set(tokens):
+        return ["<pad>", "[UNK]", *tokens] if "<pad>" not in tokens else tokens
+    return tokens
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ModelError(f"Cannot read the vocabulary {str(path)!r}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -78,8 +196,3 @@ def _read(path: Path) -> list[str]:
             f"The vocabulary {str(path)!r} is not UTF-8 (byte {error.start}); expected a text "
             "file with one token a line."
         ) from error
-    # Not splitlines: a token may be one of the exotic separators that it splits at.
-    lines = text.replace("\r\n", "\n").split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return ["\n" if line == "\\n" else line for line in lines]

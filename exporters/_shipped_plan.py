@@ -1,0 +1,573 @@
+"""Decide which tensor of a shipped model plays which part, and why."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from mnemoscope.analyzer import _passes, _runtime
+from mnemoscope.analyzer.errors import ModelError
+from mnemoscope.analyzer.roles import State
+from onnx import helper
+
+from ._parity import Feeds
+from ._shipped_flat import Flat, flatten
+from ._shipped_free import free_batch
+from ._shipped_roles import kind_of, name_pairs
+from ._shipped_source import Interface, Source, example, freeze, interfaces
+from ._shipped_trace import STREAMS, Part, Place, find_parts, trace_ends, trace_starts
+
+_LOGITS = ("logits", "log_softmax", "log_probs", "logprobs", "outputs", "output", "y", "probs",
+           "out")  # fmt: skip
+_ORDERINGS = 24
+
+# Two orders of float32 summation; a wrong pairing differs in the first digits.
+_SAME = 1e-4
+# Where a scale is taken over a whole run, a run of three steps rounds otherwise than three runs.
+_SAME_ROUNDED = 0.1
+
+
+class Undecided(ModelError):
+    """Roles that the evidence does not decide."""
+
+
+@dataclass
+class Slot:
+    """A state tensor of the memory model and the components in it.
+
+    Attributes:
+        input, output: Names in the memory model.
+        parts: Its components, in their order along the layer axis.
+        kept: The tensor is one of the shipped model's own interface.
+    """
+
+    input: str
+    output: str
+    parts: list[Part]
+    kept: bool
+
+
+@dataclass
+class Plan:
+    """Everything that is needed to write the memory model."""
+
+    interface: Interface
+    source: Source
+    flat: Flat
+    feeds: Feeds
+    slots: list[Slot]
+    parts: list[Part]
+    logits: str
+    evidence: dict[str, list[str]] = field(default_factory=dict)
+    rows: int = 0
+
+    @property
+    def rounds(self) -> bool:
+        """Whether a scale of rounding is taken from the data: dynamic quantisation."""
+        return any(n.op_type.startswith("Dynamic") for n in self.flat.model.graph.node)
+
+    @property
+    def on_interface(self) -> bool:
+        """Whether the shipped model takes and gives every component."""
+        return all(p.before is not None and p.after is not None for p in self.parts)
+
+    def read(self, outputs: Feeds, part: Part) -> np.ndarray:
+        """A component's new value ``[N, n]`` from the shipped model's outputs."""
+        assert part.after is not None
+        return _take(outputs[part.after.tensor], part.after)
+
+    def put(self, states: Feeds, part: Part, value: np.ndarray) -> None:
+        """Write a component's value ``[N, n]`` into the shipped model's inputs, in place."""
+        if part.before is not None:
+            _write(states[part.before.tensor], part.before, value)
+
+    def next(self, outputs: Feeds, states: Feeds) -> Feeds:
+        """The state inputs of the following step."""
+        new = {k: v.copy() for k, v in states.items()}
+        for part in self.parts:
+            self.put(new, part, self.read(outputs, part))
+        return new
+
+
+def _rows(tensor: np.ndarray, place: Place) -> np.ndarray:
+    """A view ``[N, ...]`` of a component's slice."""
+    view = np.moveaxis(tensor, place.batch_axis, 0)
+    if place.layer_axis is not None:
+        axis = place.layer_axis + (place.layer_axis < place.batch_axis)
+        assert place.layer_index is not None
+        view = np.moveaxis(view, axis, 0)[place.layer_index]
+    return view
+
+
+def _take(tensor: np.ndarray, place: Place) -> np.ndarray:
+    rows = _rows(tensor, place)
+    return rows.reshape(rows.shape[0], -1)[:, list(place.order)]
+
+
+def _write(tensor: np.ndarray, place: Place, value: np.ndarray) -> None:
+    view = _rows(tensor, place)
+    flat = np.empty((view.shape[0], value.shape[1]), tensor.dtype)
+    flat[:, list(place.order)] = value
+    view[...] = flat.reshape(view.shape)
+
+
+def make_plan(model: onnx.ModelProto, given: dict[str, Any]) -> Plan:
+    """The first reading of a model that its evidence supports.
+
+    Raises:
+        Undecided: No reading passes, or several do.
+        ModelError: The model cannot be run.
+    """
+    said: dict[str, Any] = dict(given)
+    said["states"] = {s.input: s.batch_axis for s in given.get("states", [])}
+    problems: list[str] = []
+    tried = 0
+    for interface, source in interfaces(model, said):
+        tried += 1
+        try:
+            return _plan(model, interface, source, given)
+        except Undecided as error:
+            problems.append(f"with {interface.x!r} as {interface.axes}: {error}")
+    if not tried:
+        inputs = {i.name: [d.dim_value or d.dim_param for d in i.type.tensor_type.shape.dim]
+                  for i in model.graph.input}  # fmt: skip
+        shown = ", ".join(f"{n} {s}" for n, s in itertools.islice(inputs.items(), 12))
+        raise Undecided(
+            "No way was found to run the model: none of its inputs serves as tokens (integer, "
+            f"[N, T] or [T, N]) or features. Its inputs are {shown:.400}."
+        )
+    raise Undecided("; ".join(dict.fromkeys(problems))[:700])
+
+
+def _plan(
+    model: onnx.ModelProto, interface: Interface, source: Source, given: dict[str, Any]
+) -> Plan:
+    frozen = freeze(model, source)
+    feeds, frozen = _step_feeds(frozen, source)
+    flat = flatten(frozen, feeds)
+    _check_layout(flat, interface, feeds)
+    if given.get("states"):
+        said = given["states"]
+        parts = _parts_as_said(flat, said, feeds, x=interface.x, metadata="metadata" in given)
+        pairs: dict[str, list[str]] = {}
+    else:
+        parts = find_parts(flat, feeds, interface.x)
+        trace_starts(flat, parts, feeds, interface.states)
+        trace_ends(flat, parts, feeds)
+        _refuse_computed_starts(parts)
+        parts, pairs = _by_name(source, parts, feeds, _outputs(flat, feeds))
+    outputs = _outputs(flat, feeds)
+    evidence = {interface.x: [_said_of_x(interface)]}
+    for name, why in interface.evidence.items():
+        value = interface.constants[name]
+        shown = {"lengths": "the number of steps", "ones": "ones"}.get(str(value), str(value))
+        evidence[name] = [f"{why}; stored as {shown}"]
+    for note in flat.notes:
+        evidence.setdefault("graph", []).append(note)
+    if not parts:
+        raise Undecided(
+            "no recurrent state was found: no LSTM, GRU or RNN node, no Scan or Loop that carries "
+            "a value, and no input and output whose names belong together"
+        )
+    taken = {p.after.tensor for p in parts if p.after} | {o for os in pairs.values() for o in os}
+    logits = _choose_logits(outputs, taken, given, interface)
+    plan = Plan(interface, source, flat, feeds, [], parts, logits, evidence)
+    if pairs:
+        _settle(plan, pairs)
+    prove(plan)
+    plan.slots = _slots(plan)
+    why = "as the roles say" if "logits" in given else "the output that is no state"
+    evidence[logits] = [why]
+    plan.rows = _rows_of_table(flat, interface)
+    return plan
+
+
+def _step_feeds(frozen: onnx.ModelProto, source: Source) -> tuple[Feeds, onnx.ModelProto]:
+    """One step of two streams, and the graph, edited where it insists on other extents."""
+    interface = source.interface
+    feeds: Feeds = source.feeds(example(interface, STREAMS, 1, 5), source.zeros(STREAMS))
+    feeds = {k: v for k, v in feeds.items() if k not in interface.constants}
+    graph = frozen.graph
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):
+                dim.Clear()
+    for value in graph.input:
+        rank = feeds[value.name].ndim
+        element = value.type.tensor_type.elem_type
+        value.CopyFrom(helper.make_tensor_value_info(value.name, element, [None] * rank))
+    if interface.batch is not None or (interface.time or 1) > 1:
+        for value in graph.output:
+            element = value.type.tensor_type.elem_type
+            rank = len(value.type.tensor_type.shape.dim)
+            value.CopyFrom(helper.make_tensor_value_info(value.name, element, [None] * rank))
+        del graph.value_info[:]
+        frozen = free_batch(frozen, source, feeds)
+    try:
+        _runtime.run(_runtime.session(frozen, threads=1), None, feeds)
+    except ModelError as error:
+        raise Undecided(f"it does not run for {STREAMS} streams and one step ({error})") from error
+    return feeds, frozen
+
+
+def _check_layout(flat: Flat, interface: Interface, feeds: Feeds) -> None:
+    """What the first recurrent node reads is ``[time, batch, width]``."""
+    node = next((n for n in flat.model.graph.node
+                 if n.op_type in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")), None)  # fmt: skip
+    if node is None:
+        return
+    if node.input[0] in feeds:
+        shape = feeds[node.input[0]].shape
+    else:
+        part = _passes.extract(flat.model, [], [node.input[0]])
+        names = {i.name for i in part.graph.input}
+        value = _runtime.evaluate(part, [node.input[0]],
+                                  {k: v for k, v in feeds.items() if k in names})  # fmt: skip
+        shape = value[node.input[0]].shape
+    if any(a.name == "layout" and a.i == 1 for a in node.attribute):
+        shape = (shape[1], shape[0], *shape[2:])
+    if shape[:2] != (1, STREAMS):
+        raise Undecided(
+            f"the first {node.op_type} then reads {list(shape)} for {STREAMS} streams and 1 step "
+            "(expected [time, batch, width])"
+        )
+
+
+def _outputs(flat: Flat, feeds: Feeds) -> Feeds:
+    names = [o.name for o in flat.model.graph.output]
+    results = _runtime.run(_runtime.session(flat.model, threads=1), names, feeds)
+    return {n: np.asarray(v) for n, v in zip(names, results, strict=True)}
+
+
+def _refuse_computed_starts(parts: list[Part]) -> None:
+    """A part whose start is computed from the words has no start of its own."""
+    for part in parts:
+        if (
+            part.before is None
+            and part.start
+            and part.evidence[-1:]
+            and ("could not be followed" in part.evidence[-1])
+        ):
+            raise Undecided(
+                f"the initial state of {part.node} is computed, from a state or from the words, "
+                "by more than moving elements"
+            )
+
+
+def _said_of_x(interface: Interface) -> str:
+    what = "features" if interface.floating else "token ids"
+    free = [f"{n} fixed to {v}" for n, v in (("streams", interface.batch), ("time", interface.time))
+            if v is not None and not (n == "time" and "T" not in interface.axes)]  # fmt: skip
+    kind = "floating point" if interface.floating else "integer"
+    return (f"{what} {list(interface.axes)}: {kind}, runs in this layout"
+            + (f" ({', '.join(free)})" if free else ""))  # fmt: skip
+
+
+def _whole(tensor: str, batch_axis: int, size: int) -> Place:
+    return Place(tensor, batch_axis, None, None, 1, tuple(range(size)))
+
+
+def _by_name(
+    source: Source, parts: list[Part], feeds: Feeds, outputs: Feeds
+) -> tuple[list[Part], dict[str, list[str]]]:
+    """Parts for the state inputs that tracing did not reach.
+
+    Returns:
+        The parts; and input → outputs among which only behaviour decides.
+    """
+    traced_in = {p.before.tensor for p in parts if p.before}
+    traced_out = {p.after.tensor for p in parts if p.after}
+    left = [n for n in source.interface.states if n not in traced_in]
+    free = [o for o in outputs if o not in traced_out]
+    found = list(parts)
+    for part in found:
+        _remark_on_names(part)
+    if not left:
+        return found, {}
+    alike = {n: [o for o in free if outputs[o].shape == feeds[n].shape
+                 and outputs[o].dtype == feeds[n].dtype] for n in left}  # fmt: skip
+    named = {i: o for i, o in name_pairs(left, free).items() if o in alike[i]}
+    open_: dict[str, list[str]] = {}
+    for number, name in enumerate(left):
+        options = [o for o in alike[name] if o not in named.values()]
+        rivals = [n for n in left if n not in named and alike[n] == alike[name]]
+        axis = source.interface.states[name]
+        size = feeds[name].size // STREAMS
+        part = Part(_tidy(name), kind_of(name), number, f"input {name!r}", [], None, name, axis,
+                    before=_whole(name, axis, size), size=size)  # fmt: skip
+        if name in named:
+            part.after = _whole(named[name], axis, size)
+            part.evidence.append(f"the names {name!r} and {named[name]!r} belong together, and "
+                                 f"their shapes agree: {list(feeds[name].shape)}")  # fmt: skip
+        elif len(options) == 1 and len(rivals) == 1:
+            part.after = _whole(options[0], axis, size)
+            part.evidence.append(f"{options[0]!r} is the only output with the shape and type of "
+                                 f"{name!r}: {list(feeds[name].shape)}")  # fmt: skip
+        elif not options:
+            raise Undecided(
+                f"the input {name!r} {list(feeds[name].shape)} has no output of its shape and type"
+            )
+        else:
+            open_[name] = options
+        found.append(part)
+    return found, open_
+
+
+def _remark_on_names(part: Part) -> None:
+    """Say where tracing contradicts the names."""
+    for place, after in ((part.before, False), (part.after, True)):
+        if place is None or part.reader is None:
+            continue
+        said = kind_of(place.tensor.lower().removeprefix("next_").removeprefix("new_")
+                       if after else place.tensor)  # fmt: skip
+        if said in ("cell", "hidden") and said != part.kind:
+            part.evidence.append(
+                f"the name {place.tensor!r} sounds like a {said} state, but tracing shows the "
+                f"{part.kind} state, and tracing wins"
+            )
+
+
+def _tidy(name: str) -> str:
+    clean = "".join(c if c.isprintable() and c != "/" else "." for c in name)
+    reserved = ("embedding", "delay", "group", "normalization", "leading", "embedding_whitening")
+    return clean if clean not in reserved else f"state.{clean}"
+
+
+def _parts_as_said(
+    flat: Flat, states: list[State], feeds: Feeds, *, x: str, metadata: bool
+) -> list[Part]:
+    outputs = _outputs(flat, feeds)
+    parts = []
+    why = "the file's own metadata says so" if metadata else "as the roles say"
+    for s in states:
+        for side, name, there in (("input", s.input, feeds), ("output", s.output, outputs)):
+            if name not in there:
+                raise ModelError(
+                    f"The roles name {name!r} as {side} of the state {s.name!r}; the graph's "
+                    f"{side}s are {', '.join(sorted(there))}."
+                )
+        shape = feeds[s.input].shape
+        if outputs[s.output].shape != shape:
+            raise ModelError(
+                f"The roles pair {s.input!r} {list(shape)} with {s.output!r} "
+                f"{list(outputs[s.output].shape)}; a state must keep its shape."
+            )
+        axes = [a for a in (s.batch_axis, s.layer_axis) if a is not None]
+        if max(axes) >= len(shape) or shape[s.batch_axis] != STREAMS:
+            raise ModelError(f"The roles' axes of the state {s.name!r} do not fit {list(shape)} "
+                             f"for {STREAMS} streams.")  # fmt: skip
+        count = shape[s.layer_axis] if s.layer_axis is not None else 1
+        if s.layer_index is not None and s.layer_index >= count:
+            raise ModelError(f"The roles put the state {s.name!r} at place {s.layer_index} of an "
+                             f"axis of {count}.")  # fmt: skip
+        size = feeds[s.input].size // STREAMS // count
+        order = tuple(range(size))
+        before = Place(s.input, s.batch_axis, s.layer_axis, s.layer_index, count, order)
+        after = Place(s.output, s.batch_axis, s.layer_axis, s.layer_index, count, order)
+        parts.append(Part(s.name, s.kind, s.layer, f"state {s.name!r}", [], None, s.input,
+                          s.batch_axis, before, after, s.initial, [why], size))  # fmt: skip
+    unsaid = [n for n in feeds if n != x and n not in {s.input for s in states}]
+    if unsaid:
+        raise Undecided(f"the roles leave {', '.join(map(repr, unsaid))} without a part")
+    return parts
+
+
+def _choose_logits(
+    outputs: Feeds, taken: set[str], given: dict[str, Any], interface: Interface
+) -> str:
+    if "logits" in given:
+        if given["logits"] not in outputs:
+            raise ModelError(f"The roles name {given['logits']!r} as logits; the graph's outputs "
+                             f"are {', '.join(outputs)}.")  # fmt: skip
+        return str(given["logits"])
+    left = [n for n, v in outputs.items() if n not in taken and v.size
+            and np.issubdtype(v.dtype, np.floating)]  # fmt: skip
+    if len(left) == 1:
+        return left[0]
+    named = [n for n in left if n.lower() in _LOGITS]
+    if len(named) == 1:
+        return named[0]
+    raise Undecided(
+        f"the outputs that could be the logits are {', '.join(map(repr, left)) or 'none'}; "
+        "expected one"
+    )
+
+
+def _settle(plan: Plan, open_: dict[str, list[str]]) -> None:
+    """Pair what neither tracing nor names pair, by behaviour: one pairing alone may pass."""
+    parts = {p.before.tensor: p for p in plan.parts if p.before and p.before.tensor in open_}
+    names = list(open_)
+    if plan.interface.time is not None or len(names) > 4:
+        raise Undecided(_ambiguous(open_))
+    passed = []
+    for choice in itertools.islice(itertools.product(*open_.values()), _ORDERINGS):
+        if len(set(choice)) < len(choice):
+            continue
+        for name, output in zip(names, choice, strict=True):
+            parts[name].after = _whole(output, parts[name].batch_axis, parts[name].size)
+        try:
+            prove(plan, quiet=True)
+        except Undecided:
+            continue
+        passed.append(choice)
+    if len(passed) != 1:
+        raise Undecided(_ambiguous(open_))
+    for name, output in zip(names, passed[0], strict=True):
+        parts[name].after = _whole(output, parts[name].batch_axis, parts[name].size)
+        parts[name].evidence.append(
+            f"of the outputs of its shape, {output!r} alone continues {name!r}: several steps in "
+            "one run equal runs of one step with this pairing and with no other"
+        )
+
+
+def _ambiguous(open_: dict[str, list[str]]) -> str:
+    return "; ".join(
+        f"the input {n!r} may belong to {' or '.join(map(repr, o))}, which have its shape"
+        for n, o in open_.items()
+    )
+
+
+def prove(plan: Plan, *, quiet: bool = False) -> None:
+    """Hold the pairs against the model's behaviour.
+
+    The state output changes with the input; fed back, it changes the next output; and where time
+    is free, one run of T steps equals T runs of one step.
+
+    Raises:
+        Undecided: A pair fails.
+    """
+    i, source = plan.interface, plan.source
+    streams, time = i.batch or STREAMS, i.time or 1
+    first, second = (example(i, streams, time, s, top=8) for s in (21, 22))
+    if not i.floating:
+        first, second = np.zeros_like(first), np.ones_like(second)
+    zero = source.zeros(streams)
+    for part in plan.parts:
+        if part.initial is not None and part.before is not None:
+            plan.put(zero, part, np.tile(np.array(part.initial), (streams, 1)))
+    try:
+        one, other = source.run(first, zero), source.run(second, zero)
+    except ModelError as error:
+        raise Undecided(f"it does not run: {error}") from error
+    for part in plan.parts:
+        if part.after is None or not np.issubdtype(one[part.after.tensor].dtype, np.floating):
+            continue
+        a, b = plan.read(one, part), plan.read(other, part)
+        if np.array_equal(a, b):
+            raise Undecided(
+                f"the output {part.after.tensor!r} does not change with {i.x!r}, so it is no "
+                f"state of {part.node}"
+            )
+        if not quiet:
+            part.evidence.append(f"{part.after.tensor!r} changes with {i.x!r}")
+    if not plan.on_interface:
+        return
+    following = plan.next(one, zero)
+    base = source.run(second, following)
+    for part in plan.parts:
+        changed = {k: v.copy() for k, v in following.items()}
+        assert part.before is not None
+        assert part.after is not None
+        if not np.issubdtype(changed[part.before.tensor].dtype, np.floating):
+            continue
+        plan.put(changed, part, plan.read(other, part) + 0.25)
+        moved = source.run(second, changed)
+        if all(np.array_equal(moved[n], base[n]) for n in moved):
+            raise Undecided(f"feeding {part.before.tensor!r} back changes no output")
+        if not quiet:
+            part.evidence.append("fed back, it changes the next step")
+    if i.time is not None:
+        return
+    steps = 3
+    x = example(i, streams, steps, 23, top=2)
+    whole = source.run(x, zero)
+    states = zero
+    for t in range(steps):
+        last = source.run(x[:, t : t + 1], states)
+        states = plan.next(last, states)
+    for part in plan.parts:
+        assert part.after is not None
+        a, b = plan.read(whole, part), plan.read(last, part)
+        if not _same(a, b, _SAME_ROUNDED if plan.rounds else _SAME):
+            raise Undecided(
+                f"{steps} steps in one run end with another {part.after.tensor!r} than {steps} "
+                f"runs of one step: the pairing with {part.before and part.before.tensor!r} "
+                "contradicts the model's behaviour"
+            )
+        if not quiet:
+            part.evidence.append(f"one run of {steps} steps equals {steps} runs of one step"
+                                 + " (to the rounding)" * plan.rounds)  # fmt: skip
+
+
+def _same(a: np.ndarray, b: np.ndarray, within: float) -> bool:
+    scale = float(np.max(np.abs(a), initial=0.0)) or 1.0
+    return float(np.max(np.abs(a.astype(float) - b.astype(float)), initial=0.0)) <= within * scale
+
+
+def _slots(plan: Plan) -> list[Slot]:
+    """State tensors of the memory model: the shipped ones where they serve, else own ones."""
+    slots: list[Slot] = []
+    by_input: dict[str, list[Part]] = {}
+    for part in plan.parts:
+        by_input.setdefault(part.before.tensor if part.before else f"\0{part.name}", []).append(
+            part
+        )
+    for name, parts in by_input.items():
+        parts.sort(key=lambda p: p.before.layer_index or 0 if p.before else 0)
+        before, after = [p.before for p in parts], [p.after for p in parts]
+        fits = all(
+            b is not None and a is not None and b.order == a.order
+            and (b.batch_axis, b.layer_axis, b.layer_index, b.count)
+            == (a.batch_axis, a.layer_axis, a.layer_index, a.count)
+            for b, a in zip(before, after, strict=True)
+        )  # fmt: skip
+        whole = (
+            fits
+            and len({a.tensor for a in after if a}) == 1
+            and (
+                len(parts) == before[0].count  # type: ignore[union-attr]
+            )
+        )
+        if whole:
+            slots.append(Slot(name, after[0].tensor, parts, True))  # type: ignore[union-attr]
+            continue
+        for part in parts:
+            if not part.ends:
+                raise Undecided(f"the state {part.name!r} is not kept whole by its tensors")
+            slots.append(Slot(f"{part.name}_in", f"{part.name}_out", [part], False))
+            missing = [w for w, p in (("input", part.before), ("output", part.after)) if p is None]
+            part.evidence.append(
+                f"added to the graph's interface: it had no {' and no '.join(missing)}"
+                if missing
+                else "cut at the node: its input and output keep it in different layouts"
+            )
+    return slots
+
+
+def _rows_of_table(flat: Flat, interface: Interface) -> int:
+    """The number of rows of the table in which tokens are looked up; 0 when unknown."""
+    if interface.floating:
+        return 0
+    stored = {t.name: t for t in flat.model.graph.initializer}
+    for node in flat.model.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            stored[node.output[0]] = node.attribute[0].t
+    held = {interface.x}
+    for node in flat.model.graph.node:
+        if node.op_type == "Gather" and node.input[1] in held and node.input[0] in stored:
+            table = stored[node.input[0]]
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            if len(table.dims) == 2 and axis == 0:
+                return int(table.dims[0])
+        if node.op_type in ("Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity",
+                            "Clip", "Where", "Max", "Min", "Flatten") and (
+            set(node.input) & held
+        ):  # fmt: skip
+            held.update(node.output)
+    return 0
+
+
+__all__ = ["Plan", "Slot", "Undecided", "make_plan", "prove"]
