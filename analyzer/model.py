@@ -289,8 +289,13 @@ def _load_external_data(proto: onnx.ModelProto, folder: Path) -> None:
             continue
         entries = {e.key: e.value for e in tensor.external_data}
         location = entries.get("location", "")
-        target = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or not target.is_relative_to(root):
+        target = (folder / location.replace("\0", "")).resolve()  # no path can hold a NUL
+        if (
+            not location
+            or "\0" in location
+            or Path(location).is_absolute()
+            or not target.is_relative_to(root)
+        ):
             raise ModelError(
                 f"The weight {tensor.name!r} points at {location!r}, outside the model's folder; "
                 "external data must lie beside the model. The file was not opened."

@@ -390,8 +390,11 @@ class TestExternalData:
     def test_beside_the_model_is_read(self, model):
         assert CliRunner().invoke(main, ["inspect", str(model("inside.bin"))]).exit_code == 0
 
-    @pytest.mark.parametrize("location", ["../outside.bin", "/etc/hostname", "", "x/../../y",
-                                          "link.bin", "linked/hostname"])  # fmt: skip
+    @pytest.mark.parametrize(
+        "location",
+        ["../outside.bin", "/etc/hostname", "", "x/../../y", "inside.bin\0", "link.bin",
+         "linked/hostname"],
+    )  # fmt: skip
     def test_elsewhere_is_refused(self, analyze, model, folder, location):
         (folder.parent / "outside.bin").write_bytes(bytes(100))
         (folder / "link.bin").symlink_to(folder.parent / "outside.bin")
