@@ -60,6 +60,9 @@ wheel: $(VENV)/.everything ## build the wheel and run it where there is no torch
 bench: $(VENV)/.everything ## time the main job beside other ways of computing it
 	$(BIN)/python benchmarks/bench.py
 
+fuzz: $(VENV)/.everything ## run every damaged file through the commands
+	$(BIN)/python -m tests.fuzz --jobs 2
+
 docs: $(VENV)/.everything ## write the generated pages again
 	$(BIN)/python docs/generate.py
 	$(BIN)/python tests/spec_cases.py docs/operators.md

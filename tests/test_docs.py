@@ -13,7 +13,12 @@ import pytest
 import spec_cases
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "samples/README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "samples/README.md",
+    ROOT / "samples/ci/README.md",
+]
 
 
 def test_command_reference_is_current():

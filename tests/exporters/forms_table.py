@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-MODULES = ("torch_forms", "keras_forms", "shipped_forms")
+MODULES = ("torch_forms", "keras_forms", "tf1_forms", "shipped_forms")
 DELAYS, LENGTH = 50, 120
 BARS = {"jvp": 1e-5, "fd": 5e-3}
 

@@ -240,8 +240,10 @@ def good_roles(model: onnx.ModelProto) -> bytes:
 def good_budget() -> bytes:
     """A budget that every base model's check can read."""
     return (
-        b'sigma = 2.0\n\n[states."*"]\nhorizon = 0\n\n'
-        b'[[states."*".sigma1]]\ndelay = 1\nat_least = 0.0\n'
+        b'sigma = 2.0\nnormalization = "whitened"\n\n[analysis]\ndelays = 3\n\n'
+        b"[[horizon]]\nfraction = 0.001\nat_least = 0\n\n"
+        b'[[sigma1]]\nname = "nothing explodes"\ndelay = [0, 1]\nat_most = 1000.0\n\n'
+        b"[[selectivity]]\ndelay = 1\nat_least = 0.01\n"
     )
 
 
