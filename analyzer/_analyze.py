@@ -347,11 +347,18 @@ def _scales(step: Step, corpus: Corpus, table: np.ndarray, provider: str) -> dic
             total += np.square(now[name][0], dtype=np.float64)
     ranges = {name: np.sqrt(total / count) for name, total in squares.items()}
     ranges["embedding"] = np.sqrt(np.square(table, dtype=np.float64).mean(0))
-    # A coordinate that hardly moves still needs a step that rounding does not swallow.
-    return {
-        name: np.maximum(r, max(1e-2 * float(np.sqrt(np.square(r).mean())), 1e-8))
-        for name, r in ranges.items()
-    }
+    return {name: _usable(r) for name, r in ranges.items()}
+
+
+def _usable(ranges: np.ndarray) -> np.ndarray:
+    """Ranges within a factor of 100 of the middle one.
+
+    A coordinate that hardly moves still needs a step that rounding does not swallow, and one that
+    a single entry made enormous must not step out of the region that the model works in.
+    """
+    moving = ranges[ranges > 0]
+    middle = max(float(np.median(moving)) if moving.size else 0.0, 1e-6)
+    return np.clip(ranges, middle / 100, middle * 100)
 
 
 def _vocabulary_hash(model: MemoryModel) -> str | None:

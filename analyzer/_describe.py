@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 from . import _passes, _runtime
 from ._files import printable
-from .errors import NoBlockRule
+from .errors import NoBlockRule, NoDerivative
 from .linearize import build_step
 from .linearize._walk import block_linearization
 from .model import MemoryModel
@@ -26,6 +26,7 @@ def describe(model: MemoryModel) -> dict[str, Any]:
     arrays = [numpy_helper.to_array(t) for t in _passes.weights(proto)]
     blocks: dict[str, dict[str, str]] | None
     obstacle: str | None = None
+    missing: list[str] = []
     try:
         linear = block_linearization(step)
         blocks = {
@@ -33,7 +34,9 @@ def describe(model: MemoryModel) -> dict[str, Any]:
             for c in step.differentiable
         }
     except NoBlockRule as error:
-        blocks, obstacle = None, str(error)
+        blocks, obstacle = None, str(error).rstrip(".")
+        if not isinstance(error, NoDerivative):
+            missing = obstacle.split("; ")
     return {
         "path": printable(model.path),
         "ir_version": proto.ir_version,
@@ -75,6 +78,6 @@ def describe(model: MemoryModel) -> dict[str, Any]:
         },
         "blocks": blocks,
         "obstacle": obstacle,
-        "operators_without_rule": obstacle.split("; ") if obstacle else [],
+        "operators_without_rule": missing,
         "providers": _runtime.providers(),
     }

@@ -15,11 +15,12 @@ _FUNCTIONS = ("Elu", "Celu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "M
 
 
 def write_out(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with Erf (and functions that need it) in primitive operators, if it is in double.
+    """`model` with Erf (and functions that need it) and OneHot written out, where in double.
 
     Applied to what is run, after differentiation: the formula for erf has a kink at 0 in parts
     that cancels in its value and not in a derivative taken part by part.
     """
+    model = _without_double_one_hot(model)
     if all(i.type.tensor_type.elem_type != TensorProto.DOUBLE for i in model.graph.input):
         return model
     present = {n.op_type for n in model.graph.node if n.domain in ("", "ai.onnx")}
@@ -37,6 +38,41 @@ def write_out(model: onnx.ModelProto) -> onnx.ModelProto:
             _erf(result.graph, node.input[0], node.output[0])
         else:
             result.graph.node.append(node)
+    return result
+
+
+def _without_double_one_hot(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with OneHot of doubles as a choice between its two values."""
+    double = {t.name for t in model.graph.initializer if t.data_type == TensorProto.DOUBLE}
+    double |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"
+               and any(a.t.data_type == TensorProto.DOUBLE for a in n.attribute)}  # fmt: skip
+    if not any(n.op_type == "OneHot" and n.input[2] in double for n in model.graph.node):
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    for node in model.graph.node:
+        if node.op_type != "OneHot" or node.input[2] not in double:
+            result.graph.node.append(node)
+            continue
+        out = node.output[0]
+        stem = f"{out}/one-hot"
+        values = {"unit": np.array([0, 1], np.float32), 0: np.array(0), 1: np.array(1)}
+        names = {k: f"{stem}/{k}" for k in values}
+        result.graph.initializer.extend(
+            numpy_helper.from_array(v, names[k]) for k, v in values.items()
+        )
+        hot = helper.make_node("OneHot", [*node.input[:2], names["unit"]], [f"{stem}/hot"])
+        hot.attribute.extend(node.attribute)
+        result.graph.node.extend(
+            [
+                hot,
+                helper.make_node("Cast", [f"{stem}/hot"], [f"{stem}/where"], to=TensorProto.BOOL),
+                helper.make_node("Gather", [node.input[2], names[0]], [f"{stem}/off"]),
+                helper.make_node("Gather", [node.input[2], names[1]], [f"{stem}/on"]),
+                helper.make_node("Where", [f"{stem}/where", f"{stem}/on", f"{stem}/off"], [out]),
+            ]
+        )
     return result
 
 

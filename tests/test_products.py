@@ -440,3 +440,38 @@ def test_step_of_differences(model):
         errors.append(np.linalg.norm(gradients(tree)["gru0.h"] - exact))
     assert errors[0] < errors[2]
     assert errors[1] < errors[2]
+
+
+def test_one_hot_runs_in_double(model):
+    """ONNX Runtime has no OneHot of doubles."""
+    g = models.Graph()
+    values = g.constant([0.0, 1.0], "float32")
+    g.op("OneHot", "tokens", g.constant(models.V), values, out="embedding")
+    x = g.op("Squeeze", "embedding", g.constant([1]))
+    h = g.state("h", ["batch", models.H], kind="hidden", layer=0, batch_axis=0)
+    total = g.op("Add", g.op("MatMul", x, g.weight(models.V, models.H)),
+                 g.op("MatMul", h, g.weight(models.H, models.H)))  # fmt: skip
+    g.op("Tanh", total, out="h_next")
+    proto = g.finish(g.lone("h_next"), time=1)
+    next(o for o in proto.graph.output if o.name == "embedding").type.tensor_type.shape.dim[
+        2
+    ].dim_value = models.V
+    opened = model(proto)
+    found = [gradients(analyze(opened, stream(20), delays=2, precision=p))["h"]
+             for p in ("float32", "float64")]  # fmt: skip
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(opened.embeddings_in(np.dtype(np.float64)), np.eye(models.V))
+
+
+def test_one_enormous_entry_does_not_blind_the_differences(model):
+    proto = models.flat()
+    gather = next(n for n in proto.graph.node if n.output[0] == "embedding")
+    table = next(t for t in proto.graph.initializer if t.name == gather.input[0])
+    values = numpy_helper.to_array(table).copy()
+    values[3, 1] = 3e38
+    table.CopyFrom(numpy_helper.from_array(values, table.name))
+    ids = np.array([i for i in stream(60).ids if i != 3])
+    opened, corpus = model(proto), Corpus(ids, "", "", 1, 0)
+    exact, near = (gradients(analyze(opened, corpus, delays=2, method=m))["h"]
+                   for m in ("jvp", "fd"))  # fmt: skip
+    np.testing.assert_allclose(near, exact, rtol=0, atol=0.05 * np.abs(exact).max())

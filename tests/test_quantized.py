@@ -26,6 +26,7 @@ def test_description_shows_no_blocks(opened):
     facts = describe(opened)
     assert facts["blocks"] is None
     assert "rounds its input" in facts["obstacle"]
+    assert facts["operators_without_rule"] == []
 
 
 def test_differences_wider_than_the_tread_see_the_memory(opened):
