@@ -138,8 +138,8 @@ def torch(
 def keras(source: str, output: str, state_names: str | None, **options: Any) -> None:
     """Export a Keras language model, and check the file against it.
 
-    MODEL is a .keras file, an H5 file, or FILE.py:OBJECT with a keras.Model in FILE.py, or a
-    class or function that returns one. A model file runs no code; FILE.py is run.
+    MODEL is a .keras file, an H5 file, a SavedModel folder, or FILE.py:OBJECT with a keras.Model
+    in FILE.py, or a class or function that returns one. A model file runs no code; FILE.py is run.
     """
     files = [source, source.rpartition(":")[0], options["weights"], options["vocabulary"]]
     check_output(output, inputs=[f for f in files if f])
@@ -147,7 +147,9 @@ def keras(source: str, output: str, state_names: str | None, **options: Any) -> 
     _require_tensorflow("a Keras model")
     from mnemoscope.exporters import tensorflow
 
-    report = tensorflow.export(tensorflow.load_model(source), output, **_given(options))
+    whole = os.path.isfile(os.path.join(source, "saved_model.pb"))
+    model = source if whole else tensorflow.load_model(source)
+    report = tensorflow.export(model, output, **_given(options))
     _tell(report, output)
     if options["weights"] is None and not os.path.exists(source):
         click.echo("No --weights given: the weights are as OBJECT left them.")

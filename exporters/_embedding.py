@@ -111,6 +111,8 @@ def _find(graph: onnx.GraphProto, tokens: str) -> str:
         from_ids = any(i in held for i in inputs) and not any(i in foreign for i in inputs)
         if from_ids and not any(i in held and types.get(i) in _FLOATS for i in inputs):
             names += [o for o in node.output if o in held and types.get(o) in _FLOATS]
+    if len(names) > 1:
+        names = [n for n in names if _is_read_as_numbers(graph, n, types)]
     if not names:
         raise EmbeddingError(
             "No embedding was found: no floating-point tensor of the graph is computed from the "
@@ -124,6 +126,18 @@ def _find(graph: onnx.GraphProto, tokens: str) -> str:
             "option embedding (for PyTorch: the name of the submodule that returns it)."
         )
     return names[0]
+
+
+def _is_read_as_numbers(graph: onnx.GraphProto, name: str, types: dict[str, int]) -> bool:
+    """Whether numbers lead from a tensor to an output; ids may be compared as numbers on the way.
+
+    TensorFlow's lookup compares every id with 0, in floating point.
+    """
+    held = {name}
+    for node in graph.node:
+        if any(i in held for i in reads(node)):
+            held.update(o for o in node.output if types.get(o, TensorProto.FLOAT) in _FLOATS)
+    return any(o.name in held for o in graph.output)
 
 
 def _require_tokens_alone(graph: onnx.GraphProto, tokens: str, name: str) -> None:

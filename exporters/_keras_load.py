@@ -168,8 +168,6 @@ def _not_a_model_folder(path: Path) -> str:
     if not (path / "saved_model.pb").is_file():
         return f"{str(path)!r} is a folder without a model; expected a .keras or .h5 file."
     return (
-        f"{str(path)!r} is a SavedModel, which holds the graph of a whole sequence, its loop over "
-        "time closed, and no layers whose cells could be called one step at a time. Save the model "
-        "with model.save('m.keras') where it was made, or write a FILE.py whose function builds it "
-        "and loads its weights, and export FILE.py:OBJECT."
+        f"{str(path)!r} is a SavedModel, a graph without layers: give the folder itself to export, "
+        "not to load_model."
     )

@@ -26,6 +26,7 @@ from ._embedding import EMBEDDING, EmbeddingError
 from ._keras_interface import Interface, discover, prepared
 from ._keras_load import load_model, load_weights
 from ._keras_recurrent import Recurrence, all_layers, components, replaced
+from ._keras_saved import export_saved_model, is_saved_model
 from ._keras_trace import trace
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
 from ._parity import Feeds, Parity, check_sequences
@@ -63,7 +64,8 @@ def export(
     from zeros. Probabilities become log-probabilities.
 
     Args:
-        model: The language model: Sequential, functional or subclassed.
+        model: The language model: Sequential, functional or subclassed; or the path of a
+            SavedModel folder, whose states are found as in a shipped ONNX file (`shipped`).
         path: The ONNX file to write.
         weights: File to load weights from first; see `load_weights`.
         vocabulary: File with one token a line, or the tokens, ``[V]``.
@@ -90,6 +92,19 @@ def export(
         raise ModelError(
             f"Keras runs on {keras.backend.backend()} here; expected TensorFlow. Set the "
             "environment variable KERAS_BACKEND=tensorflow."
+        )
+    if is_saved_model(model):
+        _refuse("a SavedModel", weights=weights, tokens=tokens, embedding=embedding)
+        return export_saved_model(
+            model,
+            path,
+            vocabulary=vocabulary,
+            level=level,
+            unknown=unknown,
+            end_of_line=end_of_line,
+            state_names=state_names,
+            seed=seed,
+            tolerance=tolerance,
         )
     if not isinstance(model, keras.layers.Layer):
         raise ModelError(f"Expected a Keras model, found a {type(model).__name__}.")
@@ -346,6 +361,14 @@ def _compare(
         tolerance=tolerance,
         seed=seed,
     )
+
+
+def _refuse(what: str, **options: Any) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ModelError(
+            f"{what} takes no {', '.join(given)}: it holds its weights, and a graph without layers."
+        )
 
 
 def _arrays(model: Any) -> Iterator[tuple[str, np.ndarray]]:

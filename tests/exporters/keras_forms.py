@@ -255,7 +255,8 @@ def _form(name, make, step, sizes, *, one_hot=False, starts=None, export=None, f
         path = folder / "m.onnx"
         source = build(make)
         if files is not None:
-            source = tensorflow.load_model(files(source, folder))
+            file = files(source, folder)
+            source = file if file.is_dir() else tensorflow.load_model(file)
         tensorflow.export(source, path, **(export or {}))
         return path
 
@@ -420,8 +421,16 @@ FORMS = [
              lambda: sequential(layers.Lambda(lambda x: tf.one_hot(x, V)), S(layers.GRU, H),
                                 layers.Dense(V), dtype="int32"),
              "Lambda.*FILE.py:OBJECT", files=_save(".keras")),
-    _refused("Keras SavedModel folder", lambda: stacked([S(layers.LSTM, H)]),
-             "is a SavedModel.*FILE.py:OBJECT", files=_export),
+    _form("Keras LSTM in a SavedModel folder", lambda: stacked([S(layers.LSTM, H)]), *LSTM,
+          files=_export),
+    _form("Keras GRU in a SavedModel folder", lambda: stacked([S(layers.GRU, H)]), *GRU,
+          files=_export, export={"state_names": ["gru0.h"]}),
+    _form("Keras SimpleRNN in a SavedModel folder", lambda: stacked([S(layers.SimpleRNN, H)]),
+          *RNN, files=_export, export={"state_names": ["rnn0.h"]}),
+    _form("Keras LSTM and GRU in a SavedModel folder",
+          lambda: stacked([S(layers.LSTM, H), S(layers.GRU, H)]), _kinds("lstm", "gru"),
+          _sizes("lstm", "gru"), files=_export,
+          export={"state_names": ["lstm0.h", "lstm0.c", "gru1.h"]}),
     _refused("Keras custom cell in a .keras file",
              lambda: stacked([S(layers.RNN, MinimalCell(H))]),
              "not a part of Keras.*FILE.py:OBJECT", files=_save(".keras")),

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import keras
 import keras_forms as forms
 import onnx
+import tensorflow as tf
 from keras import layers
 from keras_forms import E, H, S, V, build, sequential, stacked
 from mnemoscope.analyzer.errors import ModelError
@@ -310,3 +311,30 @@ def test_without_tensorflow(tmp_path, monkeypatch):
 def test_the_forms_have_names_of_their_own():
     names = [f.name for f in forms.FORMS]
     assert len(set(names)) == len(names)
+
+
+def test_a_saved_model_that_reaches_out_is_not_loaded(tmp_path, monkeypatch):
+    class Reader(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int64, name="ids")])
+        def __call__(self, ids):
+            secret = tf.strings.length(tf.io.read_file("secret.txt"))
+            return {"y": tf.cast(ids + tf.cast(secret, tf.int64), tf.float32)}
+
+    module = Reader()
+    tf.saved_model.save(module, tmp_path / "saved", signatures=module.__call__)
+    monkeypatch.setattr(tf.saved_model, "load", None)
+    with pytest.raises(ModelError, match=r"uses ReadFile, which reaches out"):
+        tensorflow.export(str(tmp_path / "saved"), tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"\xff\xff\xff", "damaged"), (b"", "cannot load")]
+)
+def test_a_broken_saved_model(tmp_path, content, message):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        tensorflow.export(tmp_path / "saved", tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="takes no weights"):
+        tensorflow.export(tmp_path / "saved", tmp_path / "m.onnx", weights="w.h5")
