@@ -94,7 +94,7 @@ def torch(
     state_names: str | None,
     **options: Any,
 ) -> None:
-    """Export a PyTorch language model, and check the file against it.
+    """Export a PyTorch language model and check the file.
 
     OBJECT is a torch.nn.Module in FILE.py, or a class or function that returns one; its forward
     is forward(tokens) -> logits or forward(tokens, state) -> (logits, state). FILE.py is run.
@@ -136,7 +136,7 @@ def torch(
 @click.option("--vocabulary-size", type=click.IntRange(min=1), help="Number of token ids.  [found]")
 @_check_options
 def keras(source: str, output: str, state_names: str | None, **options: Any) -> None:
-    """Export a Keras language model, and check the file against it.
+    """Export a Keras language model and check the file.
 
     MODEL is a .keras file, an H5 file, a SavedModel folder, or FILE.py:OBJECT with a keras.Model
     in FILE.py, or a class or function that returns one. A model file runs no code; FILE.py is run.
@@ -172,7 +172,7 @@ def keras(source: str, output: str, state_names: str | None, **options: Any) -> 
 @click.option("--state-names", metavar="A,B", help="Names of the states, in their order.")
 @_check_options
 def tf1_checkpoint(checkpoint: str, output: str, state_names: str | None, **options: Any) -> None:
-    """Export the recurrent language model in a TensorFlow 1 checkpoint.
+    """Export a language model from TensorFlow 1.
 
     CHECKPOINT is the prefix of its files (model.ckpt-100) or their folder. Known are the cells of
     tf.nn.rnn_cell: BasicLSTMCell, LSTMCell, GRUCell, BasicRNNCell, alone or in a MultiRNNCell.
@@ -200,7 +200,7 @@ def tf1_checkpoint(checkpoint: str, output: str, state_names: str | None, **opti
 @_vocabulary_options
 @_check_options
 def onnx(shipped: str, output: str, **options: Any) -> None:
-    """Give a shipped ONNX model its roles, and check the written file against it.
+    """Give a shipped ONNX model its roles, and check it.
 
     Which tensor is a state, and of what kind, is found by tracing it to recurrent nodes, by its
     name and by what the model does; every finding is printed with its evidence. What cannot be

@@ -131,8 +131,9 @@ def export(
         template = target.with_name(f"{target.name}.roles.json")
         write_template(template, _known(given), [i.name for i in original.graph.input],
                        [o.name for o in original.graph.output])  # fmt: skip
+        reason = str(error).rstrip(".")
         raise RolesNeeded(
-            f"The roles of this model cannot be decided: {error}. A template was written to "
+            f"The roles of this model cannot be decided: {reason}. A template was written to "
             f"{template}: complete it and give it with --roles."
         ) from error
     notes = []

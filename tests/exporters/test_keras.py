@@ -261,6 +261,8 @@ def command(folder, *arguments):
         capture_output=True,
         text=True,
         timeout=200,
+        # A user's own setting wins; tf2onnx leaves one in this process.
+        env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"},
     )
 
 
