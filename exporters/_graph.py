@@ -35,13 +35,19 @@ def needed_nodes(
 
 
 def rename_values(nodes: Iterable[onnx.NodeProto], new: dict[str, str]) -> None:
+    """Rename values in `nodes` and in what their subgraphs read and return."""
     for node in nodes:
         for names in (node.input, node.output):
             for k, value in enumerate(names):
                 names[k] = new.get(value, value)
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                rename_values(attribute.g.node, new)
+                graph = attribute.g
+                local = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+                seen = {k: v for k, v in new.items() if k not in local}
+                rename_values(graph.node, seen)
+                for value in graph.output:
+                    value.name = seen.get(value.name, value.name)
 
 
 def hang_on(nodes: Iterable[onnx.NodeProto], sources: set[str]) -> set[str]:

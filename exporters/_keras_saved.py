@@ -24,8 +24,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 from . import shipped
 from ._keras_trace import trace
 from ._memory_model import require_writable, save
+from ._parity import Feeds, check_sequences
 from ._report import Report
-from ._shipped_parity import check_logits
 from ._shipped_roles import RolesNeeded
 
 # A SavedModel is a program. These of TensorFlow's operations reach beyond it: files, code, network.
@@ -101,14 +101,16 @@ def export_saved_model(
     write_roles(model, roles, vocabulary)
     which = [o.name for o in graph.graph.output].index(found.logits.split(" ")[0])
 
-    def reference(ids: np.ndarray) -> np.ndarray:
+    def whole(ids: np.ndarray, _: Feeds) -> tuple[np.ndarray, Feeds]:
         logits = np.asarray(run(tf.constant(ids, ids_type))[which])
-        return logits.reshape(len(ids), -1, logits.shape[-1])
+        return logits.reshape(len(ids), -1, logits.shape[-1]), {}
 
-    parity = check_logits(
+    parity = check_sequences(
         model,
-        reference,
+        whole,
         vocabulary_size=found.vocabulary_size,
+        lengths=(6,),
+        from_random=False,
         tolerance=options.get("tolerance"),
         seed=options.get("seed") or 0,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from mnemoscope.analyzer import _runtime
 from mnemoscope.analyzer.errors import ModelError
 from mnemoscope.analyzer.roles import Roles, read_roles
 
@@ -80,18 +81,8 @@ def check_parity(
         ParityError: A tensor differs by more; the message says which, by how much, and what
             tolerance would have passed.
     """
-    import onnxruntime as ort
-
     roles, _ = read_roles(model)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised; the rest is noise
-    try:
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        raise ParityError(f"ONNX Runtime cannot load the written model: {error}") from error
-    names = [o.name for o in session.get_outputs()]
+    written = _Written(model)
     back = {s.output: s.input for s in roles.states}
     tokens_dtype = input_dtypes(model)[roles.tokens]
     random = np.random.default_rng(seed)
@@ -105,13 +96,7 @@ def check_parity(
             theirs = dict(ours)
             for step in range(steps):
                 ids = random.integers(0, vocabulary_size, (batch, 1)).astype(tokens_dtype)
-                try:
-                    results = session.run(names, {roles.tokens: ids, **ours})
-                except Exception as error:  # as above
-                    raise ParityError(
-                        f"ONNX Runtime cannot run the written model for {batch} streams: {error}"
-                    ) from error
-                got = dict(zip(names, results, strict=True))
+                got = written.run({roles.tokens: ids, **ours})
                 wanted = reference({roles.tokens: ids, **theirs})
                 for name, value in wanted.items():
                     if allowed is None:
@@ -135,12 +120,14 @@ def check_sequences(
     lengths: Sequence[int] = (1, 7),
     batches: Sequence[int] = (1, 2, 5),
     lowest: float | None = None,
+    from_random: bool = True,
     tolerance: float | None = None,
     seed: int = 0,
 ) -> Parity:
     """Compare a memory model, stepped by ONNX Runtime, with a source that reads whole sequences.
 
-    From the initial states and from random ones, as in `check_parity`.
+    From the initial states and, where the source takes states, from random ones, as in
+    `check_parity`.
 
     Args:
         model: A memory model: its metadata holds the roles.
@@ -150,31 +137,22 @@ def check_sequences(
         lengths: Numbers of time steps.
         batches: Numbers of streams.
         lowest: Logits below this count as this: a softmax rounds them to zero.
+        from_random: False for a source that keeps its states to itself.
         tolerance: As in `check_parity`.
         seed: As in `check_parity`.
 
     Raises:
         ParityError: A tensor differs by more than the tolerance.
     """
-    import onnxruntime as ort
-
     roles, _ = read_roles(model)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised; the rest is noise
-    try:
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        raise ParityError(f"ONNX Runtime cannot load the written model: {error}") from error
-    names = [o.name for o in session.get_outputs()]
+    written = _Written(model)
     dtype = input_dtypes(model)[roles.tokens]
     random = np.random.default_rng(seed)
     differences: dict[str, float] = {}
     allowed = tolerance
     for batch in batches:
         for length in lengths:
-            for randomised in (False, True):
+            for randomised in (False, True) if from_random else (False,):
                 states = initial_states(model, roles, batch)
                 if randomised:
                     states = {k: _shaken(v, random) for k, v in states.items()}
@@ -182,15 +160,7 @@ def check_sequences(
                 logits, wanted = whole(ids, states)
                 steps = []
                 for t in range(length):
-                    feeds = {roles.tokens: ids[:, t : t + 1], **states}
-                    try:
-                        results = session.run(names, feeds)
-                    except Exception as error:  # as above
-                        raise ParityError(
-                            f"ONNX Runtime cannot run the written model for {batch} streams: "
-                            f"{error}"
-                        ) from error
-                    got = dict(zip(names, results, strict=True))
+                    got = written.run({roles.tokens: ids[:, t : t + 1], **states})
                     steps.append(got[roles.logits])
                     states = {s.input: got[s.output] for s in roles.states}
                 ours = np.concatenate(steps, 1)[:, length - logits.shape[1] :]
@@ -206,6 +176,25 @@ def check_sequences(
                     if not difference <= allowed:
                         raise ParityError(_too_far(name, where, difference, allowed))
     return Parity(differences, allowed or 0.0, max(lengths), tuple(batches))
+
+
+class _Written:
+    """The written model in ONNX Runtime."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        try:
+            self._session = _runtime.session(model)
+        except ModelError as error:
+            raise ParityError(f"The written model: {error}") from error
+        self._names = [o.name for o in self._session.get_outputs()]
+
+    def run(self, feeds: Feeds) -> Feeds:
+        try:
+            results = _runtime.run(self._session, self._names, feeds)
+        except ModelError as error:
+            streams = len(next(iter(feeds.values())))
+            raise ParityError(f"The written model, for {streams} streams: {error}") from error
+        return dict(zip(self._names, results, strict=True))
 
 
 def input_dtypes(model: onnx.ModelProto) -> dict[str, np.dtype]:

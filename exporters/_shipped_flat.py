@@ -19,7 +19,7 @@ from mnemoscope.analyzer._passes import reads
 from mnemoscope.analyzer.errors import ModelError
 from onnx import TensorProto, helper, numpy_helper
 
-from ._graph import copy_node
+from ._graph import copy_node, rename_values
 
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 
@@ -263,26 +263,10 @@ def _inline(
     for node in body.node:
         new.update({o: f"{prefix}{o}" for o in node.output if o})
     nodes = [copy_node(n) for n in body.node]
-    rename_deep(nodes, new)
+    rename_values(nodes, new)
     for node in nodes:
         node.name = f"{prefix}{node.name}" if node.name else ""
     return nodes, [new.get(o.name, o.name) for o in body.output]
-
-
-def rename_deep(nodes: Iterable[onnx.NodeProto], new: dict[str, str]) -> None:
-    """Rename values in `nodes` and in what their subgraphs read and return."""
-    for node in nodes:
-        for names in (node.input, node.output):
-            for k, value in enumerate(names):
-                names[k] = new.get(value, value)
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                graph = attribute.g
-                local = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-                seen = {k: v for k, v in new.items() if k not in local}
-                rename_deep(graph.node, seen)
-                for value in graph.output:
-                    value.name = seen.get(value.name, value.name)
 
 
 def _starts(values: list[str], prefix: str) -> tuple[list[str], list[onnx.NodeProto]]:

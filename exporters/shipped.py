@@ -25,10 +25,10 @@ from mnemoscope.analyzer.roles import OPSET, ROLES_KEY, Level, Roles, State, Voc
 from onnx import TensorProto, helper, numpy_helper
 
 from ._embedding import EMBEDDING
+from ._graph import rename_values
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
-from ._parity import Feeds, Parity, ParityError, check_parity
-from ._shipped_flat import opset_of, refuse_backward, rename_deep, without_functions
-from ._shipped_parity import check_logits
+from ._parity import Feeds, Parity, ParityError, check_parity, check_sequences
+from ._shipped_flat import opset_of, refuse_backward, without_functions
 from ._shipped_plan import Plan, Slot, Undecided, make_plan
 from ._shipped_roles import RolesNeeded, read_given, write_template
 from ._shipped_source import Source
@@ -345,7 +345,7 @@ def _assemble(
         for name in (slot.input, slot.output):
             if name in ("tokens", "logits", "embedding"):
                 new[name] = f"mnemoscope/given/{name}"
-    rename_deep(graph.node, new)
+    rename_values(graph.node, new)
     for node in graph.node:
         node.name = f"given.{node.name}" if node.name else ""
     for value in (*graph.input, *graph.output, *graph.initializer):
@@ -411,7 +411,7 @@ def _assemble(
             else:
                 producer = nodes[_index_of(nodes, part.start)]
                 producer.output[0] = f"{part.start}/unused"
-                rename_deep(nodes, {part.start: wide.input})
+                rename_values(nodes, {part.start: wide.input})
             after.append(helper.make_node("Identity", [part.ends[0]], [wide.output]))
         onnx_kind = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
         inputs.append(info(wide.input, onnx_kind, shape))
@@ -532,9 +532,9 @@ def _compare(
         if plan.rounds and tolerance is None:
             tolerance = _ROUNDED_SEQUENCE
         found.append(
-            check_logits(written, lambda ids: _sequence(plan, source, table, ids),
-                            vocabulary_size=size, steps=min(steps, 64), batches=batches,
-                            tolerance=tolerance, seed=seed)
+            check_sequences(written, lambda ids, _: (_sequence(plan, source, table, ids), {}),
+                            vocabulary_size=size, lengths=(min(steps, 64),), batches=batches,
+                            from_random=False, tolerance=tolerance, seed=seed)
         )  # fmt: skip
         if not plan.on_interface:
             notes.append(
@@ -543,9 +543,9 @@ def _compare(
             )
     if not found:
         found.append(
-            check_logits(written, lambda ids: _sequence(plan, source, table, ids),
-                            vocabulary_size=size, steps=1, batches=batches, tolerance=tolerance,
-                            seed=seed)
+            check_sequences(written, lambda ids, _: (_sequence(plan, source, table, ids), {}),
+                            vocabulary_size=size, lengths=(1,), batches=batches,
+                            from_random=False, tolerance=tolerance, seed=seed)
         )  # fmt: skip
         notes.append(
             "The shipped file takes one step and does not carry its state: only that one step "
@@ -665,9 +665,10 @@ def _compare_half(
     """The written model against the shipped one in its own half precision."""
     source = Source(original, plan.interface)
     steps = plan.interface.time or 6
-    worst = check_logits(
-        written, lambda ids: _sequence(plan, source, table, ids).astype(np.float32),
-        vocabulary_size=size, steps=min(steps, 64), batches=(1,), tolerance=_HALF, seed=seed,
+    worst = check_sequences(
+        written, lambda ids, _: (_sequence(plan, source, table, ids).astype(np.float32), {}),
+        vocabulary_size=size, lengths=(min(steps, 64),), batches=(1,), from_random=False,
+        tolerance=_HALF, seed=seed,
     ).worst  # fmt: skip
     notes.append(f"In its own half precision the shipped file differs by {worst:.1e}.")
 
