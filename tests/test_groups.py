@@ -37,7 +37,8 @@ def test_keys_tell_memberships_apart(labels: list[set[str]]) -> None:
 def test_all_comes_first_and_unions_may_overlap(labels: list[set[str]]) -> None:
     groups = Groups.from_labels(labels)
     whole = groups.with_all()
-    assert whole.names[0] == "all" and whole.mask("all").all()
+    assert whole.names[0] == "all"
+    assert whole.mask("all").all()
     for name in groups.names:
         np.testing.assert_array_equal(whole.mask(name), groups.mask(name))
     wanted = {"x": [n for n in groups.names if n in "ab"], "y": list(groups.names), "z": []}
