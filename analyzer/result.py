@@ -171,6 +171,27 @@ def build(
     return xr.DataTree.from_dict({"/": root, **{f"/{n}": d for n, d in children.items()}})
 
 
+def bytes_needed(
+    groups: int, blocks: int, delays: int, cells: int, dtype: np.dtype, block_gradient_limit: int
+) -> int:
+    """How much memory `build` takes besides the sums.
+
+    Args:
+        groups: Number of groups.
+        blocks: Number of blocks.
+        delays: τ_max + 1.
+        cells: Pairs of a unit and an embedding coordinate, all states together.
+        dtype: Of the stored matrices.
+        block_gradient_limit: As `build` takes it.
+    """
+    one = delays * cells
+    means = groups * one * dtype.itemsize
+    kept = means * blocks if means * blocks <= block_gradient_limit else 0
+    # Means and noise, one of them again as it is written; the means of blocks too; and a few
+    # copies of one group's matrices in double precision.
+    return 3 * means + 2 * kept + 8 * one * 8
+
+
 def _vocabulary(
     embeddings: np.ndarray, tokens: Sequence[str] | None, members: np.ndarray | None
 ) -> dict[str, xr.Variable]:
