@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -388,12 +388,32 @@ def open_result(path: str | os.PathLike[str]) -> xr.DataTree:
         ResultError: The file is missing, not netCDF-4, damaged, of another format version, or
             has not the variables of a result.
     """
+
+    def check(tree: xr.DataTree, shown: str) -> None:
+        _check_version(tree, shown)
+        _check_structure(tree, shown)
+
+    return read_tree(path, check)
+
+
+def read_tree(
+    path: str | os.PathLike[str], check: Callable[[xr.DataTree, str], None]
+) -> xr.DataTree:
+    """Read a netCDF-4 file, all of it, and close it.
+
+    Args:
+        path: The file.
+        check: Called with the tree, before its values are read, and its name for messages;
+            raises a `ResultError` for what is not as it should be.
+
+    Raises:
+        ResultError: The file is missing, not netCDF-4 or damaged.
+    """
     shown = os.fspath(path)
     _check_magic(Path(path), shown)
     try:
         with xr.open_datatree(path, engine="h5netcdf") as tree:
-            _check_version(tree, shown)
-            _check_structure(tree, shown)
+            check(tree, shown)
             return tree.load()
     except ResultError:
         raise

@@ -7,9 +7,11 @@ of all passes together are those of one.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from ._analyze import Run
 from ._products import processors
 from .corpus import Corpus
-from .errors import CorpusError, MnemoscopeError
+from .errors import CorpusError, MnemoscopeError, ResultError
 from .groups import Groups
 from .metrics import fit_decay, mean_matrix, noise_matrix, whiten
 from .model import MemoryModel
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 FORMAT = "mnemoscope words"
 FORMAT_VERSION = 1
+_CURVE = ("normalization", "word", "delay")
+_MEASURES = ("sigma1", "noise_floor", "singular_value_sum")
 _FREQUENT = 256  # positions of a type above which its sums need double precision
 
 
@@ -71,7 +75,7 @@ def analyze_words(
         min_count: Leave out types with fewer occurrences.
         max_count: Follow at most so many occurrences of a type, drawn at random; None means all.
         words: Only these types, however rare; None means all.
-        frequencies: Type → its frequency elsewhere, in the training text say; stored with it.
+        frequencies: Type → its frequency in the training text; default that in the corpus.
         seed: Of the halves and of the drawing.
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
@@ -101,8 +105,7 @@ def analyze_words(
     )
     whitening = whiten(model.embeddings)
     shape = (len(result.NORMALIZATIONS), len(types), run.delays + 1)
-    names = ("sigma1", "noise_floor", "singular_value_sum")
-    found = {state: {n: np.full(shape, np.nan) for n in names} for state in run.sizes}
+    found = {state: {n: np.full(shape, np.nan) for n in _MEASURES} for state in run.sizes}
     held = np.zeros(shape[1:], np.int64)
     plans = [_plan(places, members, len(corpus), run.delays, rng) for members in passes]
     work = [run.work(layout) for layout, _ in plans]
@@ -111,10 +114,11 @@ def analyze_words(
         sums = run.sums(layout, groups, progress=_later(progress, before, sum(work)))
         held[members] = next(iter(sums.values())).block_count[0]
         for state, of_state in sums.items():
-            for name, values in _measures(of_state, whitening.D, names).items():
+            for name, values in _measures(of_state, whitening.D).items():
                 found[state][name][:, members] = values
         del sums
-    return _build(model, run, types, counts, held, found, frequencies, {
+    of_text = count_types(corpus, model) if frequencies is None else frequencies
+    return _build(model, run, types, counts, held, found, of_text, {
         **run.attributes, "seed": seed, "min_count": min_count, "max_count": max_count,
         "passes": len(passes), "wall_seconds": time.monotonic() - began,
     })  # fmt: skip
@@ -220,7 +224,7 @@ def _plan(
     return Plan(stretches, block, half, 1), Groups.from_numbers([str(m) for m in members], number)
 
 
-def _measures(sums: Sums, d: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _measures(sums: Sums, d: np.ndarray) -> dict[str, np.ndarray]:
     """``[normalization, type, delay]`` measures of each type's mean."""
 
     def of_type(g: int) -> np.ndarray:
@@ -231,7 +235,7 @@ def _measures(sums: Sums, d: np.ndarray, names: Sequence[str]) -> dict[str, np.n
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(processors()) as pool:
         found = np.stack(list(pool.map(of_type, range(sums.block_count.shape[1]))), axis=2)
-    return dict(zip(names, found, strict=True))
+    return dict(zip(_MEASURES, found, strict=True))
 
 
 def _leading(matrix: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -271,7 +275,7 @@ def _build(
     counts: np.ndarray,
     held: np.ndarray,
     found: Mapping[str, Mapping[str, np.ndarray]],
-    frequencies: Mapping[str, int] | None,
+    frequencies: Mapping[str, int],
     attributes: dict[str, Any],
 ) -> xr.DataTree:
     """The tree of a file of words, with the fitted decays."""
@@ -279,7 +283,6 @@ def _build(
 
     from .result import NORMALIZATIONS, encode_attributes
 
-    curve = ("normalization", "word", "delay")
     per_unit = "none: state / embedding; whitened: state / standard deviation of the embedding"
     names = _names(model, types)
     root = xr.Dataset(
@@ -303,16 +306,16 @@ def _build(
         },
         attrs={"format": FORMAT, "format_version": FORMAT_VERSION, **encode_attributes(attributes)},
     )  # fmt: skip
-    if frequencies is not None:
-        training = np.array([frequencies.get(n, 0) for n in names], np.int64)
-        root["frequency"] = xr.Variable(
-            "word", training, {"long_name": "occurrences in the training text", "units": "1"}
-        )
+    root["frequency"] = xr.Variable(
+        "word",
+        np.array([frequencies.get(n, 0) for n in names], np.int64),
+        {"long_name": "occurrences in the training text, or else in the corpus", "units": "1"},
+    )
     children = {}
     for state, measures in found.items():
-        data = {n: (curve, v, {"units": per_unit}) for n, v in measures.items()}
+        data = {n: xr.Variable(_CURVE, v, {"units": per_unit}) for n, v in measures.items()}
         for name, values in _fits(np.arange(run.delays + 1), measures).items():
-            data[name] = (curve[:2], values, {"units": _FIT[name]})
+            data[name] = xr.Variable(_CURVE[:2], values, {"units": _FIT[name]})
         children[f"/{state}"] = xr.Dataset(data, attrs=encode_attributes(run.state_info[state]))
     return xr.DataTree.from_dict({"/": root, **children})
 
@@ -337,3 +340,187 @@ def _fits(delays: np.ndarray, measures: Mapping[str, np.ndarray]) -> dict[str, n
         found["decay_a_stderr"][i], found["decay_b_stderr"][i] = fit.a_stderr, fit.b_stderr
         found["decay_r_squared"][i] = fit.r_squared
     return found
+
+
+@dataclass(frozen=True)
+class WordTable:
+    """What one state component remembers of each type.
+
+    Attributes:
+        state: Its name.
+        normalization: ``whitened`` or ``none``.
+        delay: ``[delay]``.
+        word: ``[word]``, the types.
+        occurrences: ``[word]``, input positions that were followed.
+        frequency: ``[word]``, occurrences in the training text, or else in the corpus.
+        sigma1: ``[word, delay]``.
+        noise_floor: ``[word, delay]``; NaN where all occurrences are near each other.
+        singular_value_sum: ``[word, delay]``.
+        a: ``[word]``, fitted value at delay 0; NaN where fewer than three delays stand above noise.
+        b: ``[word]``, fitted rate.
+        b_stderr: ``[word]``, from the residuals of the fit.
+        r_squared: ``[word]``.
+        points: ``[word]``, how many delays were fitted.
+    """
+
+    state: str
+    normalization: str
+    delay: np.ndarray
+    word: np.ndarray
+    occurrences: np.ndarray
+    frequency: np.ndarray
+    sigma1: np.ndarray
+    noise_floor: np.ndarray
+    singular_value_sum: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    b_stderr: np.ndarray
+    r_squared: np.ndarray
+    points: np.ndarray
+
+    def order(self, by: str, delay: int = 0) -> np.ndarray:
+        """Numbers of the types, the largest first; those without the value are left out.
+
+        Args:
+            by: ``sigma1`` or ``sum`` (at `delay`), ``decay``, ``occurrences`` or ``frequency``.
+            delay: One of the delays.
+        """
+        values = {
+            "sigma1": self.sigma1[:, delay],
+            "sum": self.singular_value_sum[:, delay],
+            "decay": self.b,
+            "occurrences": self.occurrences,
+            "frequency": self.frequency,
+        }[by].astype(np.float64)
+        known = np.flatnonzero(np.isfinite(values))
+        return known[np.argsort(-values[known], kind="stable")]
+
+    def above(self, delay: int = 0) -> np.ndarray:
+        """``[word]`` booleans: whether σ₁ stands above its noise floor at a delay."""
+        return self.sigma1[:, delay] > self.noise_floor[:, delay]
+
+
+def open_words(path: str | os.PathLike[str]) -> xr.DataTree:
+    """Read a file of words, all of it, and close it.
+
+    Raises:
+        ResultError: The file is missing, damaged, or holds something else.
+    """
+    from .result import read_tree
+
+    return read_tree(path, _check)
+
+
+def _check(tree: xr.DataTree, shown: str) -> None:
+    if tree.attrs.get("format") != FORMAT or tree.attrs.get("format_version") != FORMAT_VERSION:
+        raise ResultError(
+            f"{shown} is a netCDF file, but no file of words of version {FORMAT_VERSION}: its "
+            f"format is {tree.attrs.get('format')!r}, version "
+            f"{tree.attrs.get('format_version')}. Give a file that mnemoscope words wrote."
+        )
+    dims = {n: _CURVE for n in _MEASURES} | dict.fromkeys(_FIT, _CURVE[:2])
+    wanted = [(tree, "the root", {"word": ("word",), "delay": ("delay",), "token": ("word",),
+                                  "normalization": ("normalization",), "occurrences": ("word",),
+                                  "frequency": ("word",),
+                                  "count": ("word", "delay")})]  # fmt: skip
+    wanted += [(node, f"state {name}", dims) for name, node in tree.children.items()]
+    for node, where, variables in wanted:
+        for name, axes in variables.items():
+            if name not in node.variables or node.variables[name].dims != axes:
+                raise ResultError(
+                    f"{shown} says that it is a file of words, but {where} has no variable {name} "
+                    f"with the axes {', '.join(axes)}. Run mnemoscope words again."
+                )
+
+
+def word_tables(
+    tree: xr.DataTree, *, states: Iterable[str] | None = None, normalization: str | None = None
+) -> list[WordTable]:
+    """Pick tables from a file of words.
+
+    Args:
+        tree: As `analyze_words` or `open_words` gives it.
+        states: Names of state components; None (or none) means all.
+        normalization: ``whitened`` (None means that) or ``none``.
+
+    Raises:
+        ResultError: The file does not have what was asked for.
+    """
+    normalization = normalization or "whitened"
+    names = list(states or ()) or list(tree.children)
+    for name in names:
+        if name not in tree.children:
+            known = ", ".join(tree.children)
+            raise ResultError(f"The file of words has no state {name!r}; it has {known}.")
+    i = tree.coords["normalization"].values.tolist().index(normalization)
+    root = {n: v.values for n, v in tree.variables.items()}
+    tables = []
+    for name in names:
+        data = {n: v.values[i] for n, v in tree[name].data_vars.items()}
+        tables.append(
+            WordTable(
+                state=name,
+                normalization=normalization,
+                delay=root["delay"],
+                word=root["word"],
+                occurrences=root["occurrences"],
+                frequency=root["frequency"],
+                sigma1=data["sigma1"],
+                noise_floor=data["noise_floor"],
+                singular_value_sum=data["singular_value_sum"],
+                a=data["decay_a"],
+                b=data["decay_b"],
+                b_stderr=data["decay_b_stderr"],
+                r_squared=data["decay_r_squared"],
+                points=data["decay_points"],
+            )
+        )
+    return tables
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rank correlation between the frequency of types and a measure.
+
+    Attributes:
+        rho: From -1 to 1; NaN for fewer than three types or values that are all the same.
+        stderr: Its standard error, by leaving out a tenth of the types at a time.
+        types: How many types have both.
+    """
+
+    rho: float
+    stderr: float
+    types: int
+
+
+def frequency_correlation(frequency: np.ndarray, values: np.ndarray) -> RankCorrelation:
+    """Correlate the ranks of frequency and of a measure.
+
+    Args:
+        frequency: ``[word]``.
+        values: ``[word]``; NaN are left out.
+    """
+    from scipy.stats import spearmanr
+
+    kept = np.isfinite(values)
+    x, y = np.asarray(frequency, np.float64)[kept], values[kept]
+    count = len(x)
+
+    def rho(here: np.ndarray) -> float:
+        a, b = x[here], y[here]
+        if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+            return float("nan")
+        return float(spearmanr(a, b).statistic)
+
+    everyone = np.arange(count)
+    # Types come by falling frequency: dealt in turns, each tenth is like the whole.
+    parts = min(10, count)
+    left = np.array([rho(everyone[everyone % parts != i]) for i in range(parts)])
+    stderr = np.sqrt((parts - 1) / parts * ((left - left.mean()) ** 2).sum()) if parts else np.nan
+    return RankCorrelation(rho(everyone), float(stderr), count)
+
+
+def count_types(corpus: Corpus, model: MemoryModel) -> dict[str, int]:
+    """How often each type of a model's vocabulary occurs in a text."""
+    count = np.bincount(corpus.ids, minlength=model.vocabulary_size)
+    return dict(zip(_names(model, np.arange(len(count))), count.tolist(), strict=True))
