@@ -447,7 +447,8 @@ def _said(state: StateComparison) -> str:
     if state.first_difference is None:
         return f"no difference beyond noise {where} ({test})."
     count = int(state.differs.sum())
-    return f"differs beyond noise from delay {state.first_difference}, at {count} of {tested} ({test})."
+    first = f"differs beyond noise from delay {state.first_difference}"
+    return f"{first}, at {count} of {tested} ({test})."
 
 
 def _print_verdict(
