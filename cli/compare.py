@@ -358,10 +358,10 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """A row with a column for each number: ``angles5_1`` to ``angles5_5``, the largest first."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        if isinstance(value, list):
+        if isinstance(value, list) and len(value) > 1:
             flat |= {f"{key}_{i}": v for i, v in enumerate(value, 1)}
         else:
-            flat[key] = value
+            flat[key] = value[0] if isinstance(value, list) else value
     return flat
 
 

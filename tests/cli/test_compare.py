@@ -133,6 +133,7 @@ class TestResults:
             assert (row["state_a"], row["state_b"]) == ("lstm0.c", "lstm0.c")
             assert (row["group"], row["normalization"]) == ("all", "whitened")
             assert row["differs"] == str(wanted["differs"])
+            assert row["angles1"] == str(wanted["angles1"][0])
             angles = [row[f"angles5_{i}"] for i in range(1, 6)]
             assert angles == ["" if x is None else str(x) for x in wanted["angles5"]]
             for name in ("delay", "sigma1_a", "gradient", "gradient_stderr", "p_value", "halves5"):
