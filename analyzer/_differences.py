@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from .metrics import jackknife, mean_matrix
 from .tables import Curve, curves
@@ -52,10 +53,10 @@ def held_blocks(tree: xr.DataTree, state: str, group: str) -> np.ndarray:
         known = int(stated) if isinstance(stated, int | np.integer) else 0
         return np.full(tree.sizes["delay"], known)
     index = [str(g) for g in tree.coords["group"].values].index(group)
-    return np.asarray((node["block_count"].values[:, index] > 0).sum(axis=0))
+    return np.asarray((node.data_vars["block_count"].values[:, index] > 0).sum(axis=0))
 
 
-def relative_size(difference: np.ndarray | float, size: np.ndarray | float) -> np.ndarray:
+def relative_size(difference: ArrayLike, size: ArrayLike) -> np.ndarray:
     """``difference / size`` of norms: 0 for 0/0, infinite for a difference to nothing."""
     x, y = np.asarray(difference, np.float64), np.asarray(size, np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -176,9 +177,8 @@ def gradient_difference(
             scatter = blocks.noise(block_a, block_b, t)
         else:
             halves = a.matrix(x, "noise", t), b.matrix(y, "noise", t)
-            scatter = float(
-                np.hypot(*(np.nan if n is None else np.linalg.norm(n @ b.D) for n in halves))
-            )
+            sizes = [np.nan if n is None else float(np.linalg.norm(n @ b.D)) for n in halves]
+            scatter = float(np.hypot(sizes[0], sizes[1]))
         noise[t] = relative_size(scatter, size)
     return GradientDifference(relative, stderr, noise, grams)
 

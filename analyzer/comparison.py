@@ -456,7 +456,7 @@ def _angles(a: Side, b: Side, x: str, y: str, *, none: bool) -> dict[str, np.nda
 
     One whitening for both, B's, as for the gradients.
     """
-    found = {f"angles{n}": np.full((a.delays, n), np.nan) for n in (1, 5)}
+    found: dict[str, np.ndarray] = {f"angles{n}": np.full((a.delays, n), np.nan) for n in (1, 5)}
     found |= {f"halves{n}": np.full(a.delays, np.nan) for n in (1, 5)}
     for t in range(0 if none else a.delays):
         means = [side.matrix(state, "gradient", t) for side, state in ((a, x), (b, y))]

@@ -295,7 +295,9 @@ def _check_options(
 def _check_gradients(sides: list[_Input], pairs: list[tuple[str, str]]) -> None:
     """Refuse a tolerance that would be held against something else than it says."""
     for which, side, states in zip("AB", sides, zip(*pairs, strict=True), strict=True):
-        for state in states if side.tree is not None else ():
+        if side.tree is None:
+            continue
+        for state in states:
             if "gradient" not in side.tree[state].data_vars:
                 raise MnemoscopeError(
                     f"A tolerance is held against the mean gradients, and {which} ({side.path}) "
