@@ -12,6 +12,7 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
+import xarray as xr
 from mnemoscope.analyzer import check, read_budget
 from mnemoscope.analyzer.result import save_result
 from mnemoscope.cli._junit import write_junit
@@ -195,7 +196,9 @@ def test_a_result_with_names_that_a_terminal_would_obey_is_refused(
     if what == "state":
         tree[HOSTILE] = tree["lstm0.c"].copy()
     else:
-        tree = tree.assign_coords(group=[HOSTILE])
+        nodes = {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
+        nodes["/"] = nodes["/"].assign_coords(group=[HOSTILE])
+        tree = xr.DataTree.from_dict(nodes)
     path = tmp_path / "h.nc"
     save_result(tree, path)
     done = run("check", path, "--budget", write(PASS))
