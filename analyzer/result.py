@@ -76,17 +76,19 @@ def check_state_names(names: list[str]) -> None:
         ResultError: A name equals a variable of the root, or cannot name a netCDF group.
     """
     for name in names:
-        if (
-            name in (_ROOT | _OPTIONAL_ROOT)
-            or name in (".", "..")
-            or "/" in name
-            or not name.strip()
-        ):
+        reserved = name in _ROOT or name in _OPTIONAL_ROOT or name in (".", "..")
+        if reserved or "/" in name or not _printable(name):
             raise ResultError(
                 f"A result file cannot hold a state named {name!r}: "
-                f"it must differ from {', '.join(_ROOT)} and hold no slash. "
+                f"it must differ from {', '.join(_ROOT)} and hold printable characters but no "
+                "slash. "
                 "Give the state another name (mnemoscope export torch --state-names)."
             )
+
+
+def _printable(name: str) -> bool:
+    """Whether a report can print a name: a line break could begin a command of a terminal."""
+    return name.isprintable() and bool(name.strip())
 
 
 def build(
@@ -477,6 +479,10 @@ def _check_structure(tree: xr.DataTree, shown: str) -> None:
     check(tree, "the root", _ROOT | here)
     if not tree.children:
         raise complain("it holds no state")
+    for what, names in (("state", tree.children), ("group", tree.coords["group"].values)):
+        for name in map(str, names):
+            if not _printable(name):
+                raise complain(f"it has a {what} named {name!r}, which cannot be printed")
     for name, child in tree.children.items():
         present = {n: d for n, d in _OPTIONAL.items() if n in child.variables}
         check(child, f"state {name}", _REQUIRED | present)

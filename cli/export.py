@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from mnemoscope.analyzer.errors import MnemoscopeError
 
+from ._analysis import Finite
 from ._lazy import example
 from ._output import check_output, output_option
 
@@ -51,7 +52,7 @@ def _check_options(command: Callable) -> Callable:
         ),
         click.option(
             "--tolerance",
-            type=click.FloatRange(min=0, min_open=True),
+            type=Finite(),
             help="Largest accepted difference from the original.",
         ),
     ]
