@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from mnemoscope.analyzer import _passes, _runtime
+from mnemoscope.analyzer._limits import limited
 from mnemoscope.analyzer.errors import ModelError
 from onnx import helper, numpy_helper
 
@@ -72,6 +73,7 @@ class Source:
         self.interface = interface
         self.inputs = {i.name: i for i in model.graph.input}
         self.outputs = [o.name for o in model.graph.output]
+        self._size = model.ByteSize()
         loose = onnx.ModelProto()
         loose.CopyFrom(model)
         for value in (*loose.graph.input, *loose.graph.output):
@@ -136,15 +138,17 @@ class Source:
         """
         batch, count = self.interface.batch, values.shape[0]
         if batch is None or batch == count:
-            names = self.outputs
-            results = _runtime.run(self.session, names, self.feeds(values, states))
-            return {n: np.asarray(v) for n, v in zip(names, results, strict=True)}
+            return self._run(self.feeds(values, states))
         if count > batch:
             raise ModelError(f"This model takes {batch} streams.")
         padded = np.concatenate([values, np.repeat(values[-1:], batch - count, 0)])
         wide = {n: np.concatenate([v, np.repeat(np.take(v, [-1], axis), batch - count, axis)], axis)
                 for n, v in states.items() for axis in [self.interface.states[n]]}  # fmt: skip
-        results = _runtime.run(self.session, self.outputs, self.feeds(padded, wide))
+        return self._run(self.feeds(padded, wide))
+
+    def _run(self, feeds: Feeds) -> Feeds:
+        with limited("one run of the model", self._size):
+            results = _runtime.run(self.session, self.outputs, feeds)
         return {n: np.asarray(v) for n, v in zip(self.outputs, results, strict=True)}
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from mnemoscope.analyzer.errors import ModelError
 from mnemoscope.exporters._load import load_object, load_weights
-from mnemoscope.exporters._vocabulary import make_vocabulary
+from mnemoscope.exporters._vocabulary import VocabularyOptions
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402 (torch may be missing)
@@ -132,22 +132,22 @@ def test_a_pickle_is_not_run(tmp_path, monkeypatch):
 def test_vocabulary_guesses(tmp_path):
     path = tmp_path / "v.txt"
     path.write_bytes("a\r\nß\r\n\\n\r\n<unk>\r\n".encode())
-    found = make_vocabulary(path, 4)
+    found = VocabularyOptions(path).make(4)
     assert found.tokens == ("a", "ß", "\n", "<unk>")
     assert (found.level, found.unknown, found.end_of_line) == ("char", "<unk>", "\n")
-    found = make_vocabulary(["the", "</s>"], 2)
+    found = VocabularyOptions(["the", "</s>"]).make(2)
     assert (found.level, found.unknown, found.end_of_line) == ("word", None, "</s>")
-    found = make_vocabulary(["the", "OOV", "."], 3, unknown="OOV", end_of_line=".")
+    found = VocabularyOptions(["the", "OOV", "."], unknown="OOV", end_of_line=".").make(3)
     assert (found.unknown, found.end_of_line) == ("OOV", ".")
-    assert make_vocabulary(None, 3) is None
+    assert VocabularyOptions(None).make(3) is None
 
 
 def test_vocabulary_refusals(tmp_path):
     path = tmp_path / "v.txt"
     path.write_bytes(b"a\n\xff\n")
     with pytest.raises(ModelError, match=r"not UTF-8 \(byte 2\)"):
-        make_vocabulary(path, 2)
+        VocabularyOptions(path).make(2)
     with pytest.raises(ModelError, match="unknown token 'x' is not in"):
-        make_vocabulary(["a", "b"], 2, unknown="x")
+        VocabularyOptions(["a", "b"], unknown="x").make(2)
     with pytest.raises(ModelError, match="found the token 3"):
-        make_vocabulary(["a", 3], 2)
+        VocabularyOptions(["a", 3]).make(2)

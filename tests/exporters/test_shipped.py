@@ -22,7 +22,7 @@ from mnemoscope.analyzer.errors import ModelError, NoDerivative
 from mnemoscope.cli.main import main
 from mnemoscope.exporters import shipped
 from mnemoscope.exporters._shipped_roles import RolesNeeded, kind_of, name_pairs
-from mnemoscope.exporters._vocabulary import make_vocabulary, read_tokens
+from mnemoscope.exporters._vocabulary import VocabularyOptions, read_tokens
 from mnemoscope.exporters.testing import ParityError
 from onnx import helper, numpy_helper
 
@@ -348,7 +348,7 @@ WORDS = ["<pad>", "<unk>", "the", "cat"]
 def test_vocabulary_forms(tmp_path, name, text, wanted):
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_tokens(tmp_path / name) == wanted
-    assert make_vocabulary(tmp_path / name, len(wanted)).tokens == tuple(wanted)
+    assert VocabularyOptions(tmp_path / name).make(len(wanted)).tokens == tuple(wanted)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_command(tmp_path):
         "input 'state'[1] reaches initial_c of LSTM",
         "Note: The input 'input' is floating point, so it is itself the embedding",
         "Note: The output 'output' has 1 numbers for 16 tokens",
-        "Differs from the original by ",
+        "Step from the shipped graph; differs from the original by ",
         "next: mnemoscope inspect",
     ):
         assert line in done.stdout, line

@@ -14,14 +14,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import psutil
 from mnemoscope.analyzer import _limits, _memory
 
-SECONDS = 90  # for one command; a good model of this size takes 0.3
+# Processor seconds of one command, all its processes together; a good model of this size takes 0.5.
+# Not time that passes: on a busy machine a command may wait for long without being to blame.
+SECONDS = 90
+# Nor can a command wait for ever: one that nobody stops and that gets no further in this time hangs.
+IDLE = 60
 ALLOWED = 0.5  # gigabytes that a command is told it may take
 # Resident bytes of one command: what is allowed, and what can be filled between two looks.
 MEMORY = 2**30
@@ -41,9 +47,10 @@ class Call:
     """One run of a command."""
 
     arguments: list[str]
-    status: int | None = None  # None: killed for its time
+    status: int | None = None  # None: killed, for the reason in `hang`
+    hang: str = ""
     signal: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of processor time
     memory: int = 0
     stdout: str = ""
     stderr: str = ""
@@ -89,22 +96,32 @@ def call(arguments: list[str], folder: Path) -> Call:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         sys.stdout.flush()
         sys.stderr.flush()
-        start = time.monotonic()
         child = os.fork()
         if child == 0:
             _command(arguments, folder, out.fileno(), err.fileno())
+        spent, progress = 0.0, time.monotonic()
         ended = 0
         while not ended:
+            time.sleep(0.002)
             ended, status, usage = os.wait4(child, os.WNOHANG)
-            if not ended and time.monotonic() - start > SECONDS:
+            if ended or (now := time.monotonic()) - progress < 0.2:
+                continue
+            used = _processor_seconds(child)
+            if used > spent:
+                spent, progress = used, now
+            if used > SECONDS:
+                done.hang = f"still ran after {SECONDS} s of processor time"
+            elif now - progress > IDLE:
+                done.hang = f"waited for {IDLE} s and did nothing"
+            if done.hang:
                 os.killpg(child, signal.SIGKILL)
                 os.wait4(child, 0)
                 status, usage = None, None
                 break
-            time.sleep(0.002)
-        done.seconds = time.monotonic() - start
+        done.seconds = spent
         if usage is not None:
             done.memory = usage.ru_maxrss * 1024
+            done.seconds = usage.ru_utime + usage.ru_stime
         if status is not None and os.WIFSIGNALED(status):
             done.signal = os.WTERMSIG(status)
         elif status is not None:
@@ -113,6 +130,18 @@ def call(arguments: list[str], folder: Path) -> Call:
             stream.seek(0)
             setattr(done, name, stream.read(2**22).decode("utf-8", "backslashreplace"))
     return done
+
+
+def _processor_seconds(child: int) -> float:
+    """What a process and those that it started have used, those that ended included."""
+    total = 0.0
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(child)
+        for process in (first, *first.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def _command(arguments: list[str], folder: Path, out: int, err: int) -> None:
@@ -158,7 +187,7 @@ def judge(call: Call, allowed: tuple[int, ...] = (0, 2)) -> Iterator[str]:
         yield f"{name}: died of {signal.Signals(call.signal).name}"
         return
     if call.status is None:
-        yield f"{name}: still ran after {SECONDS} s"
+        yield f"{name}: {call.hang}"
         return
     if call.memory > MEMORY:
         yield f"{name}: took {call.memory / 2**20:,.0f} MiB"
@@ -228,8 +257,9 @@ def comparable(path: Path) -> bool:
     """Whether differences can resolve the model: no weight is far above all the others."""
     import onnx
     from mnemoscope.analyzer import _passes
+    from mnemoscope.analyzer.model import load_proto
 
-    arrays = (onnx.numpy_helper.to_array(t) for t in _passes.weights(onnx.load(path)))
+    arrays = (onnx.numpy_helper.to_array(t) for t in _passes.weights(load_proto(path)))
     return all(np.abs(a.astype(np.float64)).max(initial=0) < COMPARABLE for a in arrays)
 
 
