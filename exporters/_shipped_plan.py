@@ -415,6 +415,10 @@ def _choose_logits(
         if given["logits"] not in outputs:
             raise ModelError(f"The roles name {given['logits']!r} as logits; the graph's outputs "
                              f"are {', '.join(outputs)}.")  # fmt: skip
+        shape = list(outputs[given["logits"]].shape)
+        if 0 in shape:
+            raise ModelError(f"The logits {given['logits']!r} hold no numbers: their shape is "
+                             f"{shape}. Expected one number for each token.")  # fmt: skip
         return str(given["logits"])
     left = [n for n, v in outputs.items() if n not in taken and v.size
             and np.issubdtype(v.dtype, np.floating)]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -51,7 +52,9 @@ def test_loads_a_module_a_class_and_a_function(file, name):
     [
         ("{file}", "Expected FILE.py:OBJECT"),
         ("{file}.gone:build", "There is no file"),
-        ("{file}:gone", "has no 'gone'; it has .*build"),
+        ("{file}:gone", "has no 'gone'; it has 'Model', 'build'"),
+        ("{file}:number.gone", "model.py:number' has no 'gone'; it has 'as_integer_ratio'"),
+        ("{file}:Model.gone", "model.py:Model' has no 'gone'; it has .* more"),
         ("{file}:number", "is a int; expected a torch.nn.Module"),
         ("{file}:needs", "fails when called without arguments: TypeError"),
         ("{file}:wrong", "returned a int"),
@@ -151,3 +154,25 @@ def test_vocabulary_refusals(tmp_path):
         VocabularyOptions(["a", "b"], unknown="x").make(2)
     with pytest.raises(ModelError, match="found the token 3"):
         VocabularyOptions(["a", 3]).make(2)
+
+
+def test_only_keras_reserves_two_tokens(tmp_path):
+    """Where two ids have no token, nobody but Keras says which two."""
+    path = tmp_path / "v.json"
+    for tokens, marks in ((["a", "the", "cat"], {}), (["OOV", "the", "cat"], {"unknown": "OOV"}),
+                          (["<unk>", "the", "cat"], {})):  # fmt: skip
+        path.write_text(json.dumps(tokens))
+        said = VocabularyOptions(path, **marks)
+        with pytest.raises(ModelError, match="has 3 tokens, the model's logits have 5"):
+            said.make(5)
+        notes = []
+        if marks or "<unk>" in tokens:
+            with pytest.raises(ModelError, match="has 3 tokens"):
+                said.make(5, keras_reserved=True, notes=notes)
+            assert not notes
+        else:
+            found = said.make(5, keras_reserved=True, notes=notes)
+            assert found.tokens == ("<pad>", "[UNK]", "a", "the", "cat")
+            assert found.unknown == "[UNK]"
+            assert len(notes) == 1
+            assert "<pad> and [UNK]" in notes[0]

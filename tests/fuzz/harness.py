@@ -26,7 +26,7 @@ from mnemoscope.analyzer import _limits, _memory
 # Processor seconds of one command, all its processes together; a good model of this size takes 0.5.
 # Not time that passes: on a busy machine a command may wait for long without being to blame.
 SECONDS = 90
-# Nor can a command wait for ever: one that nobody stops and that gets no further in this time hangs.
+# Nor can a command wait for ever: one whose work takes no processor time for as long hangs.
 IDLE = 60
 ALLOWED = 0.5  # gigabytes that a command is told it may take
 # Resident bytes of one command: what is allowed, and what can be filled between two looks.
@@ -39,6 +39,8 @@ DELAYS = 3
 _INTERNAL = re.compile(
     r"\b\w+(Error|Exception)\b(?<!Error: Error)|Traceback|std::|\.cc:\d+|0x[0-9a-f]{8}"
 )
+# As Python prints it: where it was raised, its class, its text.
+_WARNING = re.compile(r"^\S+\.py:\d+: \w+Warning: .*", re.MULTILINE)
 _LONGEST = 1000  # characters of a message
 
 
@@ -99,20 +101,20 @@ def call(arguments: list[str], folder: Path) -> Call:
         child = os.fork()
         if child == 0:
             _command(arguments, folder, out.fileno(), err.fileno())
-        spent, progress = 0.0, time.monotonic()
+        spent, working, progress = 0.0, -1.0, time.monotonic()
         ended = 0
         while not ended:
             time.sleep(0.002)
             ended, status, usage = os.wait4(child, os.WNOHANG)
             if ended or (now := time.monotonic()) - progress < 0.2:
                 continue
-            used = _processor_seconds(child)
-            if used > spent:
-                spent, progress = used, now
-            if used > SECONDS:
+            spent, work = _processor_seconds(child)
+            if work != working:
+                working, progress = work, now
+            if spent > SECONDS:
                 done.hang = f"still ran after {SECONDS} s of processor time"
             elif now - progress > IDLE:
-                done.hang = f"waited for {IDLE} s and did nothing"
+                done.hang = f"did nothing for {IDLE} s, and did not end"
             if done.hang:
                 os.killpg(child, signal.SIGKILL)
                 os.wait4(child, 0)
@@ -132,16 +134,17 @@ def call(arguments: list[str], folder: Path) -> Call:
     return done
 
 
-def _processor_seconds(child: int) -> float:
-    """What a process and those that it started have used, those that ended included."""
-    total = 0.0
+def _processor_seconds(child: int) -> tuple[float, float]:
+    """What a command used so far, and the part of it that does its work: one process watches."""
+    total, work = 0.0, 0.0
     with suppress(psutil.NoSuchProcess):
         first = psutil.Process(child)
         for process in (first, *first.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
-                total += times.user + times.system + times.children_user + times.children_system
-    return total
+                work = times.user + times.system
+                total += work
+    return total, work
 
 
 def _command(arguments: list[str], folder: Path, out: int, err: int) -> None:
@@ -191,6 +194,8 @@ def judge(call: Call, allowed: tuple[int, ...] = (0, 2)) -> Iterator[str]:
         return
     if call.memory > MEMORY:
         yield f"{name}: took {call.memory / 2**20:,.0f} MiB"
+    if found := _WARNING.search(call.stderr):
+        yield f"{name}: a warning that is not for users: {found[0][:200]}"
     if "Traceback (most recent call last)" in call.stderr:
         yield f"{name}: traceback: {call.stderr.strip().splitlines()[-1][:200]}"
     elif call.status not in allowed:
