@@ -34,12 +34,21 @@ from ._vocabulary import VocabularyOptions
 # read and write files, run code or use the network. What loading or a signature may run must be
 # one of those that tf2onnx converts, which compute from their inputs, or of these.
 _HARMLESS = re.compile(
-    r"(Stateful)?PartitionedCall|VarHandleOp|(Read|Assign|Destroy)(\w*Var\w*|Resource)Op|Resource(Gather\w*|"
-    r"Scatter\w+|Apply\w+)|VariableV2|Variable|Assign|Assert|Rank|Empty|Case|StatelessCase|TensorList"
-    r"\w+|EmptyTensorList|TensorArray\w+|CudnnRNN\w*|\w+Grad(V\d)?|Random\w+|Stateless\w+|Enter|Exit|"
-    r"NextIteration|Switch|Merge|LoopCond|ControlTrigger|PreventGradient|Log1p|Expm1|LinSpace|"
-    r"LogicalXor|Xdivy|Xlogy\w*|Bitcast|ApproximateEqual|ListDiff|InitializeTable|InitializeTableV2|"
-    r"MutableHashTableV2|HashTable|LookupTable(Insert|Remove|Export)V2|AnonymousHashTable"
+    "|".join(
+        (
+            r"(Stateful)?PartitionedCall|Case|StatelessCase|Assert|ControlTrigger",
+            r"VarHandleOp|(Read|Assign|Destroy)(\w*Variable|Resource)Op|VariableShape",
+            r"Resource(Gather(Nd)?|Scatter\w+|Apply\w+)|VariableV2|Variable|Assign",
+            r"Enter|Exit|NextIteration|Switch|Merge|LoopCond",  # loops of TensorFlow 1
+            r"TensorList\w+|EmptyTensorList|TensorArray\w+|Stack(Push|Pop)?V2",
+            r"(Mutable)?HashTable(V2)?|AnonymousHashTable|InitializeTable(V2)?",
+            r"LookupTable(Insert|Remove|Export)V2|CudnnRNN\w*|Random(Uniform|Normal|Gamma)\w*",
+            r"Stateless(Random|Truncated|Multinomial|Parameterized)\w*|TruncatedNormal",
+            r"\w+Grad(V\d)?|BroadcastGradientArgs|PreventGradient|ConcatOffset",
+            r"Rank|Empty|LinSpace|Bitcast|ListDiff|ApproximateEqual|LogicalXor|Log1p|Expm1|Xdivy",
+            r"Xlogy|Xlog1py",
+        )
+    )
 )
 # A graph of TensorFlow 1 reads its variables by operations of its own.
 _READS_VARIABLES = {"RestoreV2", "Restore"}
