@@ -135,7 +135,9 @@ def keras(source: str, output: str, state_names: str | None, **options: Any) -> 
     """Export a Keras language model and check the file.
 
     MODEL is a .keras file, an H5 file, a SavedModel folder, or FILE.py:OBJECT with a keras.Model
-    in FILE.py, or a class or function that returns one. A model file runs no code; FILE.py is run.
+    in FILE.py, or a class or function that returns one. FILE.py is run. A .keras or H5 file runs no
+    code of its own; a SavedModel is a program of TensorFlow's operations, run if all of them are
+    known to compute from their inputs alone.
     """
     files = [source, source.rpartition(":")[0], options["weights"], options["vocabulary"]]
     check_output(output, inputs=[f for f in files if f])

@@ -21,6 +21,7 @@ from ._shipped_flat import FLOAT_TYPES
 LENGTHS = "lengths"
 ONES = "ones"
 _RATES = (16000, 8000, 44100, 22050, 48000)
+_LONGEST = 2**14  # steps that a file may insist on
 _LARGEST_INPUT = 2**27  # elements of one input at two streams
 
 _X_NAMES = ("x", "tokens", "token", "input_ids", "ids", "input", "inputs", "targets", "words",
@@ -339,6 +340,11 @@ def _runs(model: onnx.ModelProto, interface: Interface) -> Source | None:
         raise ModelError(
             f"The input {interface.x!r} claims {batch} streams, {time} steps and "
             f"{interface.width} features, more than can be tried."
+        )
+    if time > _LONGEST:
+        raise ModelError(
+            f"The input {interface.x!r} insists on {time:,} steps at a time; at most {_LONGEST:,} can "
+            "be compared with single steps. Export the model with a free axis of time."
         )
     source = Source(model, interface)
     try:

@@ -453,3 +453,21 @@ def test_a_broken_saved_model(tmp_path, content, message):
         tensorflow.export(tmp_path / "saved", tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="takes no weights"):
         tensorflow.export(tmp_path / "saved", tmp_path / "m.onnx", weights="w.h5")
+
+
+def test_a_saved_model_of_fixed_length_and_its_vocabulary(tmp_path):
+    """Compared over its own number of steps; Keras' reserved tokens are put before a list."""
+    model = sequential(keras.Input((9,), dtype="int64"), layers.Embedding(V, E),
+                       layers.LSTM(H), layers.Dense(V))  # fmt: skip
+    model.export(tmp_path / "saved", verbose=False)
+    (tmp_path / "v.json").write_text(json.dumps([f"w{k}" for k in range(V - 2)]))
+    report = export(str(tmp_path / "saved"), tmp_path, vocabulary=tmp_path / "v.json",
+                    state_names=["a", "b"])  # fmt: skip
+    assert report.parity.steps == 9
+    assert [s.name for s in report.states] == ["a", "b"]
+    assert any("<pad> and [UNK]" in note for note in report.notes)
+    assert report.evidence
+    _, vocabulary = read_roles(onnx.load(tmp_path / "m.onnx"))
+    assert vocabulary.tokens[:3] == ("<pad>", "[UNK]", "w0")
+    with pytest.raises(ModelError, match="is empty, holds a /"):
+        export(str(tmp_path / "saved"), tmp_path, state_names=["a", ""])

@@ -187,6 +187,11 @@ def test_a_fixed_number_of_steps_is_compared_whole(tmp_path, steps):
     assert [s.name for s in report.states] == ["gru0.h"]
 
 
+def test_too_many_fixed_steps_are_refused_before_the_work(tmp_path):
+    with pytest.raises(ModelError, match=r"insists on 32,768 steps .* at most 16,384"):
+        shipped.export(write(last_step_only(2**15), tmp_path), tmp_path / "m.onnx")
+
+
 def test_a_list_of_tokens_that_is_too_short_is_refused(tmp_path):
     """No two tokens are put before it: that would shift every id."""
     tokens = ["<unk>", "<eos>", *(f"w{k}" for k in range(forms.V - 4))]
