@@ -343,8 +343,8 @@ def _runs(model: onnx.ModelProto, interface: Interface) -> Source | None:
         )
     if time > _LONGEST:
         raise ModelError(
-            f"The input {interface.x!r} insists on {time:,} steps at a time; at most {_LONGEST:,} can "
-            "be compared with single steps. Export the model with a free axis of time."
+            f"The input {interface.x!r} insists on {time:,} steps at a time; at most {_LONGEST:,} "
+            "can be compared with single steps. Export the model with a free axis of time."
         )
     source = Source(model, interface)
     try:

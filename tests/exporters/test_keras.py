@@ -457,8 +457,8 @@ def test_a_broken_saved_model(tmp_path, content, message):
 
 def test_a_saved_model_of_fixed_length_and_its_vocabulary(tmp_path):
     """Compared over its own number of steps; Keras' reserved tokens are put before a list."""
-    model = sequential(keras.Input((9,), dtype="int64"), layers.Embedding(V, E),
-                       layers.LSTM(H), layers.Dense(V))  # fmt: skip
+    parts = [layers.Embedding(V, E), layers.LSTM(H), layers.Dense(V)]
+    model = sequential(*parts, shape=(9,), dtype="int64")
     model.export(tmp_path / "saved", verbose=False)
     (tmp_path / "v.json").write_text(json.dumps([f"w{k}" for k in range(V - 2)]))
     report = export(str(tmp_path / "saved"), tmp_path, vocabulary=tmp_path / "v.json",
