@@ -182,7 +182,7 @@ def write_corpus(
         lines not counted) and of ``lines``; and ``perplexity``, see `perplexities`.
 
     Raises:
-        CorpusError: A size is negative or there is nothing to write.
+        CorpusError: A size is negative, there is nothing to write, or a folder is in the way.
         OSError: The files cannot be written.
     """
     for part, size in sizes.items():
@@ -201,6 +201,8 @@ def write_corpus(
     with ExitStack() as stack:  # moves the files into place at its end, and only if all is well
 
         def opened(name: str) -> TextIO:
+            if (folder / name).is_dir():  # here, where nothing has been moved yet
+                raise CorpusError(f"{folder / name} is a folder; the corpus cannot be written.")
             path = stack.enter_context(replacing(folder / name))
             return stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
 
