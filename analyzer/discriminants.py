@@ -103,5 +103,7 @@ def accuracy(
 def _fit(states: np.ndarray, labels: np.ndarray) -> Any:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+    if len(np.unique(labels)) < 2:  # which versions of scikit-learn let pass
+        raise ValueError("linear discriminants need two classes at least")
     # Singular value decomposition: a covariance may be singular, as that of units that never move.
     return LinearDiscriminantAnalysis(solver="svd").fit(np.asarray(states, np.float64), labels)

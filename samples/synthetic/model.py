@@ -35,7 +35,7 @@ class OneHotLSTM(nn.Module):
 
 
 def streams(ids: np.ndarray, batch: int, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Inputs and targets ``[batch, steps]``: the corpus cut in `batch` streams, read side by side."""
+    """Inputs and targets ``[batch, steps]`` of the corpus, cut in `batch` streams."""
     length = (len(ids) - 1) // batch
     inputs = torch.from_numpy(ids[: batch * length].reshape(batch, length))
     targets = torch.from_numpy(ids[1 : batch * length + 1].reshape(batch, length))

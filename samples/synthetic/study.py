@@ -35,7 +35,8 @@ def record(path: Path, ids: np.ndarray, *, states: bool = True) -> dict[str, np.
 
     Returns:
         ``loss`` ``[position - 1]``, -ln p of each next token; ``guess`` ``[position - 1]``, the
-        most probable one; and unless `states` is False ``cell`` and ``hidden`` ``[position, unit]``.
+        most probable one; and unless `states` is False, ``cell`` and ``hidden``, each
+        ``[position, unit]``.
     """
     model = open_model(path)
     options = onnxruntime.SessionOptions()
@@ -67,7 +68,7 @@ def record(path: Path, ids: np.ndarray, *, states: bool = True) -> dict[str, np.
 
 
 def cycle_places(ids: np.ndarray, end: int, period: int) -> np.ndarray:
-    """``[position]``: 0 for a new token, 1 and more for the repetitions, -1 for the end of a line."""
+    """``[position]``: 0 at a new token, 1 and more at repetitions, -1 at the end of a line."""
     place = np.arange(len(ids))
     ends = np.flatnonzero(ids == end)
     start = np.concatenate([[0], ends + 1])  # of each line
@@ -116,7 +117,10 @@ def study(
     for name, states in parts.items():
         table[name] = {}
         for task, (used, labels) in tasks.items():
-            before, after = used & (np.arange(len(ids)) < split), used & (np.arange(len(ids)) >= split)
+            before, after = (
+                used & (np.arange(len(ids)) < split),
+                used & (np.arange(len(ids)) >= split),
+            )
             table[name][task] = accuracy(
                 states[before], labels[before], states[after], labels[after]
             )
@@ -214,9 +218,8 @@ def figure2(found: dict[str, Any]) -> Figure:
     plane, place, period = found["plane"], found["place"], found["period"]
     chosen = np.random.default_rng(0).permutation(len(place))[:6000]  # more only hide each other
     tokens = chosen[place[chosen] >= 0]
-    # The order is cyclical, so the colours are.
-    shown = axes.scatter(*plane[tokens].T, c=place[tokens], cmap="twilight_shifted", s=5,
-                         vmin=0, vmax=period, linewidths=0)  # fmt: skip
+    shown = axes.scatter(*plane[tokens].T, c=place[tokens], cmap="viridis", s=5,
+                         linewidths=0)  # fmt: skip
     ends = np.flatnonzero(place < 0)
     axes.scatter(*plane[ends].T, c="#D55E00", marker="+", s=14, linewidths=0.6)
     for count in range(-1, period):
