@@ -129,8 +129,7 @@ def perplexities(language: Language) -> dict[str, float]:
         same, as the perplexity of a model is measured; the length of a line still taken as known.
     ``attainable``: The same for a model that sees the past only. After the least number of cycles
         each further one may be the last; those decisions cost ``ln(number of lengths)`` a line,
-        the entropy of the length. No model goes below this on average; the paper's own falls
-        between.
+        the entropy of the length. No model goes below this on average.
 
     The very first cycle of a corpus, whose tokens are less predictable, is left out.
     """

@@ -181,7 +181,7 @@ class Run:
             )
         for number, draw in ((2, study.figure2), (3, study.figure3)):
             with replacing(self.folder / f"figure{number}.png") as temporary:
-                draw(found).savefig(temporary, dpi=110)
+                draw(found).savefig(temporary, dpi=90)
         with replacing(self.folder / "report.md") as temporary:
             temporary.write_text(study.markdown(found), encoding="utf-8")
         self._write_json(self.folder / "report.json", study.plain(found))
