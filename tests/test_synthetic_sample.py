@@ -111,7 +111,7 @@ def test_what_is_done_is_skipped(finished):
     skipped = [line for line in said if line.endswith("done before")]
     assert len(skipped) == 4
     after = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
-    changed = {name for name in FILES if before[name] != after[name]} - {"settings.json"}
+    changed = {name for name in FILES if before[name] != after[name]}
     assert changed == {"report.json", "report.md", "figure2.png", "figure3.png"}
 
 
@@ -313,4 +313,16 @@ def test_an_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("mine")
     done = CliRunner().invoke(run.main, ["--scale", "tiny", "-o", str(tmp_path / "file")])
     assert done.exit_code == 2
+    done = CliRunner().invoke(run.main, ["--scale", "tiny", "-o", str(tmp_path / "file" / "run")])
+    assert done.exit_code == 2
+    assert "cannot be written" in done.output
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_settings_that_are_damaged(tmp_path):
+    import run
+
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(click.UsageError, match="other settings"):
+        run.Run(tmp_path, run.SCALES["tiny"])
+    assert (tmp_path / "settings.json").read_text() == "{"

@@ -77,15 +77,24 @@ class Run:
         self, folder: Path, scale: Scale, *, seed: int = 0, say: Callable[[str], None] = click.echo
     ) -> None:
         self.folder, self.scale, self.seed, self.say = folder, scale, seed, say
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {**asdict(scale), "seed": seed}
+        settings = json.loads(json.dumps({**asdict(scale), "seed": seed}))
         path = folder / "settings.json"
-        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                self._write_json(path, settings)
+            same = json.loads(path.read_text(encoding="utf-8")) == settings
+        except OSError as error:
+            raise click.UsageError(
+                f"{folder} cannot be written: {error.strerror}. Choose another --output."
+            ) from error
+        except ValueError:
+            same = False
+        if not same:
             raise click.UsageError(
                 f"{folder} holds a run with other settings (settings.json). "
                 "Choose another --output, or remove it."
             )
-        self._write_json(path, settings)
 
     def everything(self) -> dict[str, Any]:
         """Do what is not done yet; gives the content of ``report.json``."""
