@@ -47,6 +47,7 @@ def test_all_commands_are_there():
         "plot",
         "corpus",
         "corpus pydoc",
+        "corpus synthetic",
     }
 
 
