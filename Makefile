@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 POSITIONS ?= 3000
 
-.PHONY: help demo test types wheel bench fuzz docs forms models clean
+.PHONY: help demo test types wheel bench fuzz docs forms models synthetic clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile
@@ -72,6 +72,9 @@ forms: $(VENV)/.everything ## export and analyse every form of model, and write 
 
 models: $(VENV)/.everything ## train the shipped models again
 	$(BIN)/python samples/make_models.py
+
+synthetic: $(VENV)/.everything ## the synthetic proof at its small setting, in demo/synthetic
+	$(BIN)/python samples/synthetic/run.py --scale small -o demo/synthetic
 
 clean:
 	rm -rf $(VENV) build demo dist *.egg-info

@@ -22,6 +22,7 @@ import numpy as np
 import study
 from mnemoscope.analyzer import analyze, open_model, open_result, read_corpus, save_result
 from mnemoscope.analyzer._files import replacing
+from mnemoscope.analyzer.groups import Groups
 from mnemoscope.analyzer.synthetic_corpus import END_OF_LINE, Language, write_corpus
 from threadpoolctl import threadpool_limits
 
@@ -166,7 +167,7 @@ class Run:
         model = open_model(self.folder / "m.onnx")
         corpus = read_corpus(self.folder / "valid.txt", model.vocabulary)
         new = study.cycle_places(corpus.ids, len(self.vocabulary) - 1, self.period) == 0
-        groups = {"all": np.ones(len(corpus), bool), "token-1": new}
+        groups = Groups.from_masks({"token-1": new}).with_all()
         tree = analyze(
             model, corpus, delays=self.scale.delays, states=["lstm0.c"], groups=groups,
             seed=self.seed, report=lambda line: self.say(f"  {line}"),
