@@ -20,6 +20,8 @@ from ._states import Stepper
 from ._version import __version__
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError
+from .grouping import require_followed
+from .groups import Groups
 from .linearize import Linearization, Step, build_step, difference_linearization, linearize
 from .model import MemoryModel
 from .sums import Accumulator, Plan, plan
@@ -119,6 +121,7 @@ def analyze(
                 f"not an array of shape {np.shape(mask)}."
             )
     layout = plan(len(corpus), delays, blocks=blocks, positions=positions, seed=seed)
+    require_followed(Groups.from_masks(chosen), layout.block >= 0)
     sizes = {c.name: c.size for c in step_graph.differentiable if c.name in wanted}
     need = _Need(layout, delays, sizes, len(chosen), step_graph, model)
     budget = _memory.allowed(memory)
