@@ -46,7 +46,7 @@ def read_conllu(
     sentences = 0
     sentence = _Sentence()
 
-    def refuse(what: str) -> CorpusError:
+    def refuse(number: int, what: str) -> CorpusError:
         return CorpusError(f"The treebank {name} is not valid CoNLL-U: line {number}: {what}")
 
     number, line = 0, ""
@@ -55,8 +55,9 @@ def read_conllu(
             if sentence.started:
                 if sentence.covered > sentence.words:
                     raise refuse(
+                        number,
                         f"the sentence ends at word {sentence.words}, but a multiword token "
-                        f"announced words up to {sentence.covered}."
+                        f"announced words up to {sentence.covered}.",
                     )
                 sentences += 1
                 if end is not None:
@@ -66,18 +67,21 @@ def read_conllu(
             sentence = _Sentence()
         elif line.startswith("#"):
             if sentence.started:
-                raise refuse("a comment inside a sentence; comments come before its first word.")
+                raise refuse(
+                    number, "a comment inside a sentence; comments come before its first word."
+                )
         else:
             fields = line.split("\t")
             if len(fields) != len(_COLUMNS):
-                raise refuse(_miscounted(line, len(fields)))
+                raise refuse(number, _miscounted(line, len(fields)))
             if "" in fields:
                 raise refuse(
-                    f"the column {_COLUMNS[fields.index('')]} is empty; nothing is written as _."
+                    number,
+                    f"the column {_COLUMNS[fields.index('')]} is empty; nothing is written as _.",
                 )
             wrong = sentence.take(fields[0])
             if wrong:
-                raise refuse(wrong)
+                raise refuse(number, wrong)
             if not sentence.is_word:
                 continue
             form = fields[1]
@@ -86,8 +90,8 @@ def read_conllu(
                     features[fields[5]] = _features(fields[5])
                 except ValueError:
                     raise refuse(
-                        f"the features {fields[5]!r:.60} are not of the form "
-                        "Name=Value|Name=Value."
+                        number,
+                        f"the features {fields[5]!r:.60} are not of the form Name=Value|Name=Value.",
                     ) from None
             words.append(form)
             # A word may be an underscore itself: then its lemma is no gap.
@@ -96,8 +100,9 @@ def read_conllu(
                 column.add(None if content == _NOTHING else content)
     if line:
         raise refuse(
+            number,
             "the file ends inside a sentence; a blank line must follow the last one. The file may "
-            "be cut off."
+            "be cut off.",
         )
     found = {"upos": upos.groups, "xpos": xpos.groups, "lemma": lemma.groups}
     makers = {

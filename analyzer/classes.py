@@ -115,7 +115,7 @@ def class_tables(
         for curve in found:
             g = [str(n) for n in tree.coords["group"].values].index(curve.group)
             i = NORMALIZATIONS.index(curve.normalization)
-            whole, error, floor = _sums(tree[curve.state], i, g)
+            whole, error, floor = _sums(tree, curve.state, i, g)
             rows.append(
                 ClassMemory(
                     group=curve.group,
@@ -141,13 +141,14 @@ def class_tables(
     return tables
 
 
-def _sums(state: xr.DataTree, i: int, g: int) -> tuple[float, float, float]:
+def _sums(tree: xr.DataTree, state: str, i: int, g: int) -> tuple[float, float, float]:
     """Σσ at the largest delay, its error and its floor."""
-    if "singular_value_sum" in state.data_vars:
-        names = (f"singular_value_sum{end}" for end in ("", "_stderr", "_floor"))
-        one, two, three = (float(state[n].values[i, g, -1]) for n in names)
-        return one, two, three
-    return float(state["singular_values"].values[i, g, -1].sum()), float("nan"), float("nan")
+    data = tree[state].data_vars
+    if "singular_value_sum" not in data:
+        return float(data["singular_values"][i, g, -1].sum()), float("nan"), float("nan")
+    names = (f"singular_value_sum{end}" for end in ("", "_stderr", "_floor"))
+    whole, error, floor = (float(data[name][i, g, -1]) for name in names)
+    return whole, error, floor
 
 
 def _sorted(rows: list[ClassMemory], order: Order) -> list[ClassMemory]:

@@ -85,10 +85,9 @@ def read_corpus(
     """
     data, text, name = read_text(path, "corpus")
     suffix = "" if str(path) == "-" else Path(path).suffix.lower()
+    expected = _HOLDS.get(suffix, "text, one sentence a line")
     if not text.strip():
-        raise CorpusError(
-            f"The corpus {name} is empty; expected {_HOLDS.get(suffix, 'text, one sentence a line')}."
-        )
+        raise CorpusError(f"The corpus {name} is empty; expected {expected}.")
     level = level or (vocabulary.level if vocabulary else "word")
     end = vocabulary.end_of_line if vocabulary else None
     if vocabulary is None and level == "char":
@@ -107,7 +106,7 @@ def read_corpus(
     if suffix in _TAGGED:
         words, count, annotations = _TAGGED[suffix](lines, name, end)
         if not count:
-            raise CorpusError(f"The corpus {name} holds no word; expected {_HOLDS[suffix]}.")
+            raise CorpusError(f"The corpus {name} holds no word; expected {expected}.")
     else:
         words, count = [], len(lines)
         for line in lines:
