@@ -8,11 +8,12 @@ ones are left alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from ._columns import Annotations, Column
 from .errors import CorpusError
+from .groups import Groups
 
 _COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 _ID = re.compile(r"([0-9]{1,9})(?:([-.])([0-9]{1,9}))?")
@@ -40,96 +41,116 @@ def read_conllu(
     Raises:
         CorpusError: A line is not what the format says; the message gives its number.
     """
-    words: list[str] = []
-    upos, xpos, lemma, feats = columns = [Column() for _ in range(4)]
-    features: dict[str, list[tuple[str, str]]] = {}
-    sentences = 0
-    sentence = _Sentence()
+    bank = _Treebank(end)
+    try:
+        for line in lines:
+            bank.read(line)
+        bank.finish()
+    except _Invalid as error:
+        raise CorpusError(
+            f"The treebank {name} is not valid CoNLL-U: line {bank.line}: {error}"
+        ) from None
+    return bank.words, bank.sentences, bank.annotations()
 
-    def refuse(number: int, what: str) -> CorpusError:
-        return CorpusError(f"The treebank {name} is not valid CoNLL-U: line {number}: {what}")
 
-    number, line = 0, ""
-    for number, line in enumerate(lines, 1):
+class _Invalid(Exception):
+    """What is wrong with a line."""
+
+
+class _Treebank:
+    """What was read so far.
+
+    Attributes:
+        words: All of them, and the ends of sentences.
+        sentences: How many ended.
+        line: Number of the last line.
+    """
+
+    def __init__(self, end: str | None) -> None:
+        self.words: list[str] = []
+        self.sentences = 0
+        self.line = 0
+        self._end = end
+        self._columns = {name: Column() for name in ("upos", "xpos", "lemma", "feats")}
+        self._features: dict[str, list[tuple[str, str]]] = {}
+        self._sentence = _Sentence()
+        self._last = ""
+
+    def read(self, line: str) -> None:
+        """Take the next line."""
+        self.line += 1
+        self._last = line
         if not line:
-            if sentence.started:
-                if sentence.covered > sentence.words:
-                    raise refuse(
-                        number,
-                        f"the sentence ends at word {sentence.words}, but a multiword token "
-                        f"announced words up to {sentence.covered}.",
-                    )
-                sentences += 1
-                if end is not None:
-                    words.append(end)
-                    for column in columns:
-                        column.add(None)
-            sentence = _Sentence()
-        elif line.startswith("#"):
-            if sentence.started:
-                raise refuse(
-                    number, "a comment inside a sentence; comments come before its first word."
-                )
-        else:
-            fields = line.split("\t")
-            if len(fields) != len(_COLUMNS):
-                raise refuse(number, _miscounted(line, len(fields)))
-            if "" in fields:
-                raise refuse(
-                    number,
-                    f"the column {_COLUMNS[fields.index('')]} is empty; nothing is written as _.",
-                )
-            wrong = sentence.take(fields[0])
-            if wrong:
-                raise refuse(number, wrong)
-            if not sentence.is_word:
-                continue
-            form = fields[1]
-            if fields[5] not in features:
-                try:
-                    features[fields[5]] = _features(fields[5])
-                except ValueError:
-                    raise refuse(
-                        number,
-                        f"the features {fields[5]!r:.60} are not of the form Name=Value|Name=Value.",
-                    ) from None
-            words.append(form)
-            # A word may be an underscore itself: then its lemma is no gap.
-            lemma.add(None if fields[2] == _NOTHING != form else fields[2])
-            for column, content in zip((upos, xpos, feats), fields[3:6], strict=True):
-                column.add(None if content == _NOTHING else content)
-    if line:
-        raise refuse(
-            number,
-            "the file ends inside a sentence; a blank line must follow the last one. The file may "
-            "be cut off.",
+            if self._sentence.started:
+                self._close()
+            self._sentence = _Sentence()
+        elif not line.startswith("#"):
+            self._row(line)
+        elif self._sentence.started:
+            raise _Invalid("a comment inside a sentence; comments come before its first word.")
+
+    def finish(self) -> None:
+        """Make sure that the last line ended a sentence."""
+        if self._last:
+            raise _Invalid(
+                "the file ends inside a sentence; a blank line must follow the last one. The file "
+                "may be cut off."
+            )
+
+    def annotations(self) -> Annotations:
+        """The columns that hold anything."""
+        makers: dict[str, Callable[[], Groups]] = {
+            name: column.groups
+            for name, column in self._columns.items()
+            if name != "feats" and column.contents
+        }
+        for feature in sorted({name for pairs in self._features.values() for name, _ in pairs}):
+            makers[f"feature:{feature}"] = partial(self._feature, feature)
+        return Annotations(makers)
+
+    def _feature(self, feature: str) -> Groups:
+        return self._columns["feats"].groups(
+            lambda content: [value for name, value in self._features[content] if name == feature]
         )
-    found = {"upos": upos.groups, "xpos": xpos.groups, "lemma": lemma.groups}
-    makers = {
-        key: maker
-        for (key, maker), column in zip(found.items(), columns, strict=False)
-        if column.contents
-    }
-    for feature in sorted({key for pairs in features.values() for key, _ in pairs}):
 
-        def values(content: str, feature: str = feature) -> list[str]:
-            return [value for key, value in features[content] if key == feature]
+    def _close(self) -> None:
+        self._sentence.close()
+        self.sentences += 1
+        if self._end is not None:
+            self._add(self._end)
 
-        makers[f"feature:{feature}"] = partial(feats.groups, values)
-    return words, sentences, Annotations(makers)
+    def _row(self, line: str) -> None:
+        fields = line.split("\t")
+        if len(fields) != len(_COLUMNS):
+            raise _Invalid(_miscounted(line, len(fields)))
+        if "" in fields:
+            hollow = _COLUMNS[fields.index("")]
+            raise _Invalid(f"the column {hollow} is empty; nothing is written as _.")
+        if not self._sentence.take(fields[0]):
+            return
+        form, lemma, upos, xpos, feats = fields[1:6]
+        if feats not in self._features:
+            self._features[feats] = _features(feats)
+        # A word may be an underscore itself: then its lemma is no gap.
+        known = {"lemma": lemma} if lemma != _NOTHING or form == _NOTHING else {}
+        others = {"upos": upos, "xpos": xpos, "feats": feats}
+        self._add(form, **known, **{k: v for k, v in others.items() if v != _NOTHING})
+
+    def _add(self, word: str, **contents: str) -> None:
+        self.words.append(word)
+        for name, column in self._columns.items():
+            column.add(contents.get(name))
 
 
 def _features(content: str) -> list[tuple[str, str]]:
-    """Pairs of name and value.
-
-    Raises:
-        ValueError: The content is not of the form.
-    """
+    """Pairs of name and value."""
     pairs = []
     for part in content.split("|") if content != _NOTHING else ():
         name, _, values = part.partition("=")
         if not name or "" in values.split(","):
-            raise ValueError
+            raise _Invalid(
+                f"the features {content!r:.60} are not of the form Name=Value|Name=Value."
+            )
         pairs += [(name, value) for value in values.split(",")]
     return pairs
 
@@ -139,41 +160,50 @@ class _Sentence:
 
     Attributes:
         started: Whether anything but comments was read.
-        words: Syntactic words so far.
-        covered: The last word of the multiword tokens so far.
-        is_word: Whether the last id was that of a syntactic word.
     """
 
     def __init__(self) -> None:
         self.started = False
-        self.words = 0
-        self.covered = 0
-        self.is_word = False
-        self._empty = 0
+        self._words = 0
+        self._covered = 0  # the last word of the multiword tokens so far
+        self._empty = 0  # empty nodes since the last word
 
-    def take(self, text: str) -> str | None:
-        """Take the next id; what is wrong with it, if anything."""
+    def take(self, text: str) -> bool:
+        """Check the next id; gives whether it is that of a word."""
         self.started = True
         match = _ID.fullmatch(text)
         if not match:
-            return f"the id {text!r:.30} is no word (3), multiword token (3-4) or empty node (3.1)."
+            raise _Invalid(
+                f"the id {text!r:.30} is no word (3), multiword token (3-4) or empty node (3.1)."
+            )
         first, kind, second = int(match[1]), match[2], int(match[3] or 0)
-        self.is_word = kind is None
         if kind == ".":
             self._empty += 1
-            wanted = f"{self.words}.{self._empty}"
-            right = (first, second) == (self.words, self._empty)
+            wanted = f"{self._words}.{self._empty}"
+            right = (first, second) == (self._words, self._empty)
         else:
             self._empty = 0
-            wanted = f"{self.words + 1}" if kind is None else f"{self.words + 1}-…"
-            right = first == self.words + 1
-            if kind == "-":
-                if right and (second < first or first <= self.covered):
-                    return f"the multiword token {text} is empty or overlaps the one before."
-                self.covered = max(self.covered, second)
-            else:
-                self.words += 1
-        return None if right else f"the id {text} is out of order; expected {wanted}."
+            wanted = f"{self._words + 1}" + (f"-{self._words + 2}" if kind else "")
+            right = first == self._words + 1
+        if not right:
+            raise _Invalid(f"the id {text} is out of order; expected {wanted}.")
+        if kind == "-":
+            if second < first or first <= self._covered:
+                raise _Invalid(f"the multiword token {text} is empty or overlaps the one before.")
+            self._covered = second
+        elif kind is None:
+            self._words += 1
+        return kind is None
+
+    def close(self) -> None:
+        """Check that all announced words came."""
+        if not self._words:
+            raise _Invalid("the sentence holds no word.")
+        if self._covered > self._words:
+            raise _Invalid(
+                f"the sentence ends at word {self._words}, but a multiword token announced words "
+                f"up to {self._covered}."
+            )
 
 
 def _miscounted(line: str, found: int) -> str:
