@@ -86,18 +86,19 @@ class Groups:
     def from_types(cls, types: np.ndarray, labels: Sequence[Iterable[str]]) -> Groups:
         """From the number of the type of each position, and the labels of each type.
 
-        Groups come in the order of their names.
+        Groups come in the order of their names; a label of no position makes none.
 
         Args:
             types: ``[position]`` integers.
             labels: ``[type]``.
         """
-        unique = [sorted(set(these)) for these in labels]
+        types = np.asarray(types, np.int64)
+        used = np.bincount(types, minlength=len(labels)) > 0
+        unique = [sorted(set(t)) if u else [] for t, u in zip(labels, used, strict=True)]
         names = sorted({name for these in unique for name in these})
         number = {name: i for i, name in enumerate(names)}
         flat = np.array([number[name] for these in unique for name in these], np.int64)
         sizes = np.array([len(these) for these in unique], np.int64)
-        types = np.asarray(types, np.int64)
         start = _starts(sizes[types])
         # Entry k of a position is entry k of its type.
         first = np.repeat(_starts(sizes)[types] - start[:-1], sizes[types])
