@@ -76,10 +76,9 @@ def analyze(
     text = read_corpus(corpus, opened.vocabulary, level=level)
     with progress_of(quiet) as (progress, report):
         if group_by is not None:
-            groups = group_positions(
+            options["groups"] = group_positions(
                 text, opened.vocabulary, group_by, unions=members, report=report
             )
-            options["groups"] = {name: groups.mask(name) for name in groups.names}
         tree = run(
             opened,
             text,
@@ -117,13 +116,15 @@ def _summarize_classes(tree: xr.DataTree) -> None:
     from mnemoscope.analyzer.classes import class_tables
 
     table = class_tables(tree)[-1]
-    clear = [row.group for row in table.rows[:] if row.sigma1_clear and row.group != "all"]
+    clear = [row.group for row in table.rows if row.sigma1_clear and row.group != "all"]
     unclear = [row.group for row in table.rows if not row.sigma1_clear and row.group != "all"]
     said = f"{len(clear) + len(unclear)} classes; by {table.state} at delay 0"
-    if len(clear) > 2 * _NAMED:
+    if not clear:
+        said = f"{len(unclear)} classes, none of them clear of noise by {table.state} at delay 0."
+    elif len(clear) > 2 * _NAMED:
         said += f", most: {', '.join(clear[:_NAMED])}; least: {', '.join(clear[-_NAMED:])}."
     else:
-        said += f", from most to least: {', '.join(clear) or 'none'}."
+        said += f", from most to least: {', '.join(clear)}."
     click.echo(said)
     if unclear:
         more = f" and {len(unclear) - 2 * _NAMED} more" if len(unclear) > 2 * _NAMED else ""
