@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import pytest
 from mnemoscope.analyzer.result import build, open_result, save_result
 from mnemoscope.analyzer.sums import Sums
 
+ROOT = Path(__file__).resolve().parents[2]
 DELAYS, UNITS, SIZE, BLOCKS = 4, 6, 3, 5
 NAMES = ["all", "strong", "weak", "rare", "lost [b] $x$"]
 
@@ -424,7 +429,33 @@ def test_the_means_are_those_of_single_positions(run, tmp_path):
     assert np.abs(cell[2] - cell[1]).max() > 1e-3
 
 
-def test_the_example_of_the_documentation_runs(run, tmp_path, monkeypatch):
-    page = Path(__file__).parents[2] / "docs" / "groups.md"
+@pytest.mark.skipif(os.name != "posix", reason="the commands of the page are a shell's")
+def test_the_commands_of_the_documentation_run(run, tmp_path, monkeypatch, capsys):
+    page = ROOT / "docs" / "groups.md"
     if not page.exists():
         pytest.skip("the documentation is not beside the tests")
+    text = page.read_text(encoding="utf-8")
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)).replace("\\\n", "")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    # The shell writes the files; the commands run in this process.
+    subprocess.run(["bash", "-c", f"set -e\nmnemoscope() {{ :; }}\n{shell}"], check=True)
+    commands = [shlex.split(x)[1:] for x in shell.splitlines() if x.startswith("mnemoscope ")]
+    assert sum(words[0] == "analyze" for words in commands) == 5
+    for words in commands:
+        if "--positions" in words:  # all of a short text, at few delays
+            at = words.index("--positions")
+            words[at : at + 2] = ["--delays", "1"]
+        done = run(*words)
+        assert done.exit_code == 0, done.stderr
+        if words[0] == "corpus":
+            lines = Path("corpus.txt").read_text(encoding="utf-8").splitlines()
+            Path("corpus.txt").write_text("\n".join(lines[:250]), encoding="utf-8")
+        if "lexicon.tsv" in words:
+            assert "7 classes; by lstm0.c at delay 0" in done.stdout
+    for name in ("classes.png", "curves.png", "tiny.nc", "number.nc", "labels.nc", "words.nc"):
+        assert (tmp_path / name).exists(), name
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    capsys.readouterr()
+    exec(code, {})
+    assert len(capsys.readouterr().out.splitlines()) == 3
