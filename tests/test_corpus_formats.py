@@ -185,6 +185,26 @@ class TestTreebank:
         assert corpus.annotations["feature:F7"].count().tolist() == [1]
 
 
+@given(st.data())
+def test_damaged_treebanks_are_read_or_refused(tmp_path_factory, data):
+    content = bytearray(ODD.encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        new = data.draw(
+            st.sampled_from([b"", b"\t", b"\n", b" ", b"\r", b"|", b"=", b"\xe9", b"9"])
+        )
+        content[at : at + data.draw(st.integers(0, 3))] = new
+    path = tmp_path_factory.mktemp("c") / "c.conllu"
+    path.write_bytes(content)
+    try:
+        corpus = read_corpus(path, WORDS)
+    except CorpusError:
+        return
+    for groups in corpus.annotations.values():
+        assert groups.positions == len(corpus)
+        assert groups.count().all()
+
+
 class TestTable:
     def test_words_and_classes(self, read):
         corpus = read("I\tA|B\ndo\t_\n#\tC\n\n\n\nn't\tA\n", name="c.TSV")
@@ -235,7 +255,7 @@ class TestTable:
     def test_round_trip(self, tmp_path_factory, rows):
         path = tmp_path_factory.mktemp("c") / "c.tsv"
         rows = [("I", {"x"}), *rows]
-        # A byte-order mark at the start of a file is no part of its text: not the first word here.
+        # The first word is another's: a byte-order mark at the start would be no part of it.
         text = "\n".join(f"{w}\t{'|'.join(sorted(labels)) or '_'}" for w, labels in rows)
         path.write_text(text, encoding="utf-8", newline="")
         corpus = read_corpus(path, WORDS)
