@@ -97,7 +97,7 @@ def read_corpus(
         )
     if suffix == ".conllu" and level == "char":
         raise CorpusError(
-            f"The treebank {name} holds words, and this model reads characters. Give text, or a "
+            f"The treebank {name} holds words; it cannot be read at level char. Give text, or a "
             ".tsv file with a character and its class on each line."
         )
     # Not splitlines(), which also splits at form feeds and other characters inside a line.

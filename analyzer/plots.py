@@ -158,11 +158,11 @@ def classes_figure(
             _finish_classes(axes, [t for _, t in here], measure)
             axes.grid(True, axis="x", linewidth=0.5, alpha=0.35)
             axes.spines[["top", "right"]].set_visible(False)
-        table = here[0][1]
+        last = " and ".join(dict.fromkeys(str(t.last) for _, t in here))
         left.set_yticks(range(len(groups)), [_literal(g) for g in groups])
         left.set_ylim(len(groups) - 0.5, -0.5)
-        left.set_title(_literal(f"{state}: ") + f"$\\sigma_1$ at delay {table.first}")
-        right.set_title(_literal(f"{state}: ") + f"$\\Sigma\\sigma$ at delay {table.last}")
+        left.set_title(_literal(f"{state}: ") + f"$\\sigma_1$ at delay {here[0][1].first}")
+        right.set_title(_literal(f"{state}: ") + f"$\\Sigma\\sigma$ at delay {last}")
         for axes in (left, right):
             axes.set_xlabel(_UNITS[normalization], fontsize="small")
     _add_class_legends(figure, tables, names, title)
@@ -180,12 +180,11 @@ def _draw_classes(
         value, error, floor = (getattr(row, measure + end) for end in ("", "_stderr", "_floor"))
         clear = getattr(row, f"{measure}_clear")
         if math.isfinite(value):
-            bar = error if math.isfinite(error) else 0.0
             axes.errorbar(
                 value,
                 y,
                 # Never down to 0, which a logarithmic axis does not have.
-                xerr=[[min(bar, 0.8 * value)], [bar]],
+                xerr=[[min(error, 0.8 * value)], [error]] if math.isfinite(error) else None,
                 color=color,
                 marker=marker,
                 markersize=4.5,
@@ -196,7 +195,13 @@ def _draw_classes(
                 zorder=3,
             )
         if math.isfinite(floor):
-            axes.plot([floor] * 2, [y - 0.2, y + 0.2], color=color, linewidth=1.1, zorder=2)
+            axes.plot(
+                [floor] * 2,
+                [y - 0.2 / series, y + 0.2 / series],
+                color=color,
+                linewidth=1.1,
+                zorder=2,
+            )
 
 
 def _finish_classes(axes: Axes, tables: Sequence[ClassTable], measure: str) -> None:

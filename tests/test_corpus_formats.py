@@ -167,7 +167,7 @@ class TestTreebank:
 
     def test_characters_are_refused(self, read):
         with pytest.raises(
-            CorpusError, match=r"holds words, and this model reads characters\..*tsv"
+            CorpusError, match=r"holds words; it cannot be read at level char\..*tsv"
         ):
             read(ODD, CHARS)
 
