@@ -26,7 +26,7 @@ from .grouping import require_followed
 from .groups import Groups
 from .linearize import Linearization, Step, build_step, difference_linearization, linearize
 from .model import MemoryModel
-from .sums import Accumulator, Plan, Size, Sums, plan
+from .sums import STAGED, Accumulator, Plan, Size, Sums, plan
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -124,7 +124,7 @@ def analyze(
         memory=memory,
         tf32=tf32,
         threads=threads,
-        scratch=scratch,
+        scratch=tempfile.gettempdir() if scratch is None else scratch,
         report=report,
     )
     result.check_state_names(list(run.sizes))
@@ -133,7 +133,10 @@ def analyze(
     if positions is not None and positions >= len(corpus):
         say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
     keep_blocks = _BLOCK_GRADIENT_LIMIT if keep_blocks is None else keep_blocks
-    found = run.sums(layout, chosen, keep_blocks, progress)
+    after = result.bytes_needed(
+        len(chosen), layout.blocks, run.delays + 1, run.cells, run.step.dtype, keep_blocks
+    )
+    found = run.sums(layout, chosen, after, progress)
     attributes = {
         **run.attributes,
         "positions": layout.inputs,
@@ -158,7 +161,7 @@ def analyze(
 class Run:
     """A model made ready to be followed over a corpus, any number of times.
 
-    Arguments are those of `analyze`.
+    Arguments are those of `analyze`, but for `scratch`, without which sums are held in memory.
 
     Attributes:
         delays: Largest delay.
@@ -213,7 +216,7 @@ class Run:
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._method, self._step_width = model, corpus, method, step
         self._budget, self._tf32, self._threads = _memory.allowed(memory), bool(tf32), threads
-        self._scratch = tempfile.gettempdir() if scratch is None else scratch
+        self._scratch = scratch
         self._linear: Linearization | None = None
         self.embeddings = model.embeddings_in(self.step.dtype)
         self.attributes = {
@@ -243,20 +246,26 @@ class Run:
         self,
         layout: Plan,
         groups: Groups,
-        keep_blocks: int = 0,
+        after: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, Sums]:
         """Follow the positions of a plan.
+
+        Args:
+            layout: Which they are.
+            groups: The classes that they belong to.
+            after: Bytes that the caller will need while it holds the sums.
+            progress: Called with positions done and in all.
 
         Raises:
             MnemoscopeError: They need too much memory, or their Jacobians overflow.
         """
         corpus, step = self._corpus, self.step
-        need = _Need(layout, self.delays, self.sizes, groups, step, self._model, keep_blocks)
+        need = self._need(layout, groups, after)
         _memory.require(need.least(), self._budget, "This run", need.advice)
         linear = self._linearization()
-        whole, totals = need.whole(linear), need.size
-        filed = f" and {_memory.shown(totals.totals)} in a temporary file" if totals.filed else ""
+        whole = need.whole(linear)
+        filed = f" and {_memory.shown(need.size.totals)} in a temporary file" if need.filed else ""
         self._say(
             f"Memory: about {_memory.shown(whole)} of {_memory.shown(self._budget)} allowed{filed}."
         )
@@ -268,7 +277,7 @@ class Run:
         def visit(window: Window) -> None:
             sums.add(window.time, window.inputs, window.jacobians, window.part)
 
-        total, before = _work(layout, self.delays, len(corpus)), 0
+        total, before = self.work(layout), 0
         begins = layout.stretches[:, 0]
         starts = _states_at(step, corpus, self.embeddings, begins, self._provider)
         for (low, high), start in zip(layout.stretches, starts, strict=True):
@@ -286,6 +295,32 @@ class Run:
                 "corpus. Try --precision float64 or fewer --delays."
             )
         return found
+
+    @property
+    def cells(self) -> int:
+        """Pairs of a unit of a wanted state and a coordinate of the embedding."""
+        return sum(self.sizes.values()) * self.step.embedding_size
+
+    def work(self, layout: Plan) -> int:
+        """Time steps in all: inputs and the steps after each stretch in which its memory fades."""
+        ends = np.minimum(layout.stretches[:, 1] + self.delays, len(self._corpus))
+        return int((ends - layout.stretches[:, 0]).sum())
+
+    def most_groups(self, members: int) -> int:
+        """How many groups of so many members, in one block, can be summed at once in memory."""
+        one = Groups.from_numbers(
+            ["group"], np.where(np.arange(len(self._corpus)) < members, 0, -1)
+        )
+        length = len(self._corpus)
+        layout = Plan(np.array([[0, length]]), np.zeros(length, int), np.zeros(length, int), 1)
+        need = self._need(layout, one, 0)
+        # As many again count their staging sums twice over, which one does not.
+        each = need.size.totals + 2 * need.size.staging // (2 + STAGED)
+        return max(1, (self._budget - need.whole(self._linearization())) // each)
+
+    def _need(self, layout: Plan, groups: Groups, after: int) -> _Need:
+        return _Need(layout, self.delays, self.sizes, groups, self.step, self._model, after,
+                     self._scratch is not None)  # fmt: skip
 
     def _linearization(self) -> Linearization:
         if self._linear is None:
@@ -373,7 +408,8 @@ class _Need:
     groups: Groups
     step: Step
     model: MemoryModel
-    keep_blocks: int
+    after: int  # what is made of the sums while they are held
+    scratch: bool  # whether there is a folder for large totals
 
     @property
     def size(self) -> Size:
@@ -381,28 +417,24 @@ class _Need:
         cells = sum(self.sizes.values()) * self.step.embedding_size
         return Size.of(self.layout, self.groups, self.delays + 1, cells, self.step.dtype)
 
+    @property
+    def filed(self) -> bool:
+        """Whether a temporary file holds the totals."""
+        return self.scratch and self.size.filed
+
     def least(self) -> int:
         """What is known before the step is linearised."""
         proto = self.model.proto.ByteSize()
         table = self.model.vocabulary_size * self.step.embedding_size
         size, item = self.size, self.step.dtype.itemsize
-        cells = (self.delays + 1) * self.step.embedding_size * sum(self.sizes.values())
         # Of what a file holds, the block at hand is in memory until it is let go.
-        totals = size.totals // (self.layout.blocks + 1) if size.filed else size.totals
-        # The result takes means, noise, one of them again as it is written, the means of blocks
-        # where they fit, and a few copies of one group's means.
-        blocks = len(self.groups) * self.layout.blocks * cells * item
-        built = (
-            3 * len(self.groups) * cells * item
-            + (2 * blocks if blocks <= self.keep_blocks else 0)
-            + 8 * cells * 8
-        )
+        totals = size.totals // (self.layout.blocks + 1) if self.filed else size.totals
         # Whitening takes three tables in double precision; the file is parsed, cut, written out
         # and loaded.
         return (
             self._tangents(list(self.sizes))
             + totals
-            + max(size.staging, built)
+            + max(size.staging, self.after)
             + table * (2 * item + 24)
             + 4 * proto
         )
@@ -440,12 +472,6 @@ class _Need:
             f"{', '.join(self.sizes)}), fewer --blocks (now {self.layout.blocks}), or raise "
             "--memory."
         )
-
-
-def _work(layout: Plan, delays: int, length: int) -> int:
-    """Time steps in all: inputs and the steps after each stretch in which its memory fades."""
-    ends = np.minimum(layout.stretches[:, 1] + delays, length)
-    return int((ends - layout.stretches[:, 0]).sum())
 
 
 def _states_at(

@@ -50,8 +50,15 @@ def _number(least: float, most: float = math.inf, *, open_: bool = False) -> _Re
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise ValueError("a text that is not empty")
+    # Reports print it: a line break in it could begin a command of a workflow.
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ValueError("a text of printable characters that is not empty")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
     return value
 
 
@@ -110,6 +117,7 @@ ANALYSIS: dict[str, _Reader] = {
     "method": _choice("jvp", "fd"),
     "step": _number(0.0, open_=True),
     "precision": _choice("float32", "float64"),
+    "tf32": _flag,
     "provider": _choice("auto", "cuda", "cpu"),
     "level": _choice("word", "char"),
     "threads": _whole(1, 100_000),

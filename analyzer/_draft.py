@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import ROUND_FLOOR, Context
 from typing import TYPE_CHECKING, Any
 
 from . import _verdicts
 from ._budget import ANALYSIS, Budget, Rule
 from ._judges import Subject
+from .comparison import recorded_options
 from .errors import BudgetError
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _DRAFT_DELAYS = (1, 5, 10, 20, 50)
 _DRAFT_FRACTION = 0.05
+_THREE_DIGITS_DOWN = Context(prec=3, rounding=ROUND_FLOOR)
 
 _HEAD = """\
 # Drafted from {source}, which passes it. Tighten it, loosen it, delete what you do not need.
@@ -62,18 +65,9 @@ def draft(result: xr.DataTree, *, source: str = "a result", sigma: float = 2.0) 
     """
     most = result.sizes["delay"] - 1
     delays = [d for d in _DRAFT_DELAYS if d <= most] or [0]
-    attrs = result.attrs
-    analysis = [
-        f"{key} = {toml(value)}"
-        for key, value in (
-            ("positions", _stated(attrs, "positions", int)),
-            ("seed", _stated(attrs, "seed", int)),
-            ("delays", most),
-            ("method", "fd" if attrs.get("method") == "fd" else None),
-            ("precision", _stated(attrs, "precision", str)),
-        )
-        if value is not None
-    ]
+    # Also where it was the whole corpus: a check follows fewer positions unless it is told.
+    stated = recorded_options(result, whole=True)
+    analysis = [f"{key} = {toml(stated[key])}" for key in ANALYSIS if key in stated]
     empty = Budget("", sigma, "whitened", None, {}, ())
     parts = []
     margin = 0.0
@@ -132,23 +126,12 @@ def draft(result: xr.DataTree, *, source: str = "a result", sigma: float = 2.0) 
     return text + "\n".join(parts) + "\n" + _TAIL.format(delays=", ".join(map(str, delays)))
 
 
-def _stated(attrs: dict[Any, Any], key: str, kind: type) -> Any:
-    """An attribute of a result, if ``[analysis]`` would take it."""
-    value = getattr(attrs.get(key), "item", lambda: attrs.get(key))()
-    try:
-        return ANALYSIS[key](value) if isinstance(value, kind) else None
-    except ValueError:
-        return None
-
-
 def _below(value: float) -> float:
-    """`value` rounded to three digits, downwards."""
-    if not value or not math.isfinite(value):
+    """`value` rounded to three digits, downwards; `value` itself where it is not finite."""
+    if not math.isfinite(value):
         return value
-    digits = 2 - math.floor(math.log10(abs(value)))
-    step = 10.0**-digits
-    rounded = float(f"{math.floor(value / step) * step:.3g}")
-    return rounded if rounded <= value else float(f"{rounded - step:.3g}")
+    # The nearest float to a decimal that is not above a float is not above it either.
+    return float(_THREE_DIGITS_DOWN.create_decimal_from_float(value))
 
 
 def toml(value: Any) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 
 from . import _verdicts
 from ._budget import Budget, Rule, brief, place, require_delays, require_states
+from ._differences import Side, blocks_of, gradient_difference, held_blocks, plan_difference
 from ._verdicts import Horizon, Judgement, Status
 from .errors import BudgetError
-from .metrics import jackknife
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -133,13 +133,18 @@ def _check_fits(
     names = rule.values.get("state") or (list(result.children) if result is not None else ())
     require_states(budget, rule, names, list(tree.children), which)
     groups = [str(g) for g in tree.coords["group"].values]
-    group = rule.values.get("group", budget.group)
-    if group is not None and group not in groups:
+    group = _group(budget, rule, tree if result is None else result)
+    if group not in groups:
         raise BudgetError(
             f"{place(budget, rule)}: group: {which} has no group {brief(group)}; it has "
-            f"{', '.join(groups)}."
+            f"{', '.join(groups)}. Name one that is there: group = {brief(groups[0])}."
         )
     require_delays(budget, rule, int(tree.sizes["delay"]) - 1, which)
+
+
+def _group(budget: Budget, rule: Rule, result: xr.DataTree) -> str:
+    """The class of input words that a bound is about, in every file: the result's first."""
+    return str(rule.values.get("group") or budget.group or result.coords["group"].values[0])
 
 
 class Subject:
@@ -156,7 +161,7 @@ class Subject:
         self.result, self.budget, self.rule, self.state = result, budget, rule, state
         self._other = other
         self.values = rule.values
-        self.group = rule.values.get("group", budget.group)
+        self.group = _group(budget, rule, result)
 
     @property
     def other(self) -> xr.DataTree:
@@ -174,29 +179,19 @@ class Subject:
     def spectrum(self, delay: int) -> np.ndarray:
         """``[order]`` singular values."""
         normalization = self.values.get("normalization", self.budget.normalization)
-        group = self.group or str(self.result.coords["group"].values[0])
         values = self.result[self.state]["singular_values"]
         return np.asarray(
-            values.sel(normalization=normalization, group=group).isel(delay=delay).values
+            values.sel(normalization=normalization, group=self.group).isel(delay=delay).values
         )
 
     def errors(self, delay: int, *trees: xr.DataTree, tests: int = 1) -> float:
         """Standard errors that count at a delay, by the fewest blocks of the results."""
-        fewest = min(self._blocks(t, delay) for t in trees or (self.result,))
-        return _verdicts.critical(self.budget.sigma, max(fewest, 2), tests)
+        held = (held_blocks(t, self.state, self.group)[delay] for t in trees or (self.result,))
+        return _verdicts.critical(self.budget.sigma, max(int(min(held)), 2), tests)
 
     def all_errors(self, tree: xr.DataTree, delays: int) -> np.ndarray:
         """``[delay]``."""
         return np.array([self.errors(d, tree) for d in range(delays)])
-
-    def _blocks(self, tree: xr.DataTree, delay: int) -> int:
-        counts = tree[self.state].variables.get("block_count")
-        if counts is None:
-            stated = tree.attrs.get("blocks", 10)
-            return int(stated) if isinstance(stated, int | np.integer) else 10
-        groups = [str(g) for g in tree.coords["group"].values]
-        group = groups.index(self.group) if self.group else 0
-        return int((counts.values[:, group, delay] > 0).sum())
 
     def verdict(
         self,
@@ -361,60 +356,52 @@ def _parity(s: Subject) -> Iterator[Verdict]:
     if delays[-1] > most and "delay" not in s.values:
         delays = delays[: most + 1]
     tolerance = s.values["tolerance"]
-    value, low, stderr = _relative_differences(s)
+    apart = _gradients_apart(s)
     judged = []
     for delay in delays:
-        estimate = _verdicts.Estimate(value[delay], low[delay], value[delay], stderr[delay])
         errors = s.errors(delay, s.result, s.other, tests=len(delays))
-        judged.append((_verdicts.at_most(estimate, tolerance, errors), delay))
+        judged.append((_verdicts.at_most(apart[delay], tolerance, errors), delay))
     for status in ("failed", "undecided", "passed"):
         of_status = [(j, d) for j, d in judged if j.status == status]
         if of_status:
             break
     # The worst of the kind: the largest difference, or what takes the most positions.
     worst, delay = max(of_status, key=lambda p: (np.nan_to_num(p[0].factor, nan=1e99),
-                                                 np.nan_to_num(value[p[1]])))  # fmt: skip
+                                                 np.nan_to_num(apart[p[1]].value)))  # fmt: skip
     span = f"delay {delays[0]}" if len(delays) == 1 else f"{len(delays)} delays"
+    value, stderr = apart[delay].value, apart[delay].stderr
+    if math.isinf(value):
+        found = f"the reference's are 0 at delay {delay}, these are not"
+    else:
+        found = f"{value:.2g} ± {stderr:.1g} at delay {delay}"
     yield s.verdict(
         f"mean gradients within {tolerance:g} of the reference's, {span}",
         worst,
-        f"{value[delay]:.2g} ± {stderr[delay]:.1g} at delay {delay}",
-        float(value[delay]),
-        float(stderr[delay]),
+        found,
+        value,
+        stderr,
     )
-
-
-_SAMPLING = ("corpus_sha256", "corpus_positions", "positions", "blocks", "stretches")
 
 
 def _check_same_positions(s: Subject) -> None:
     where = place(s.budget, s.rule)
-    mine, its = s.result.attrs, s.other.attrs
-    keys = list(_SAMPLING)
-    if mine.get("positions") != mine.get("corpus_positions"):
-        keys.append("seed")
-        if s.result.sizes["delay"] != s.other.sizes["delay"]:
-            raise BudgetError(
-                f"{where}: parity needs both analysed at the same positions, which a sample "
-                f"chooses by its largest delay too: {s.result.sizes['delay'] - 1} here, "
-                f"{s.other.sizes['delay'] - 1} in the reference. Give both the same --delays."
-            )
-    for key in keys:
-        if mine.get(key) != its.get(key):
-            raise BudgetError(
-                f"{where}: parity needs both analysed at the same positions, and {key} is "
-                f"{_brief_attribute(mine.get(key))} here, {_brief_attribute(its.get(key))} in "
-                "the reference. Analyse both with the same corpus, --positions, --seed and "
-                "--blocks."
-            )
-    names = ("gradient",)
+    key = plan_difference(s.result, s.other)
+    if key is not None:
+        here, there = (
+            t.sizes["delay"] - 1 if key == "delays" else t.attrs.get(key)
+            for t in (s.result, s.other)
+        )
+        raise BudgetError(
+            f"{where}: parity needs both analysed at the same positions, and {key} is "
+            f"{_brief_attribute(here)} here, {_brief_attribute(there)} in the reference. Analyse "
+            "both with the same corpus, --positions, --seed, --delays and --blocks."
+        )
     for tree, which in ((s.result, "result"), (s.other, "reference")):
-        for name in names:
-            if name not in tree[s.state].variables:
-                raise BudgetError(
-                    f"{where}: the {which} does not keep the mean gradients of {s.state}. "
-                    "Analyse again."
-                )
+        if "gradient" not in tree[s.state].variables:
+            raise BudgetError(
+                f"{where}: the {which} does not keep the mean gradients of {s.state}. "
+                "Analyse again."
+            )
     shapes = [t[s.state]["gradient"].shape[2:] for t in (s.result, s.other)]
     if shapes[0] != shapes[1]:
         raise BudgetError(
@@ -424,59 +411,19 @@ def _check_same_positions(s: Subject) -> None:
 
 
 def _brief_attribute(value: Any) -> str:
-    text = str(getattr(value, "item", lambda: value)())
+    text = "not stated" if value is None else str(value)
     return text if len(text) <= 16 else text[:13] + "..."
 
 
-def _relative_differences(s: Subject) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``‖G − G'‖ / ‖G'‖`` (Frobenius), its least without noise, its standard error; ``[delay]``."""
-    groups = [str(g) for g in s.result.coords["group"].values]
-    its_groups = [str(g) for g in s.other.coords["group"].values]
-    group = s.group or groups[0]
-    g, g_ = groups.index(group), its_groups.index(group) if s.group else 0
-    mine, its = (t[s.state].to_dataset() for t in (s.result, s.other))
-    delays = min(s.result.sizes["delay"], s.other.sizes["delay"])
-
-    def matrices(name: str) -> tuple[np.ndarray, np.ndarray]:
-        return (
-            np.asarray(mine[name].values[g, :delays], np.float64),
-            np.asarray(its[name].values[g_, :delays], np.float64),
-        )
-
-    a, b = matrices("gradient")
-    units = a.shape[-2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.linalg.norm(b, axis=(-2, -1))
-        moved = np.linalg.norm(a - b, axis=(-2, -1))
-        value = np.where(moved == 0, 0.0, moved / scale)
-        low = value
-        if "noise" in mine.variables and "noise" in its.variables:
-            p, q = matrices("noise")
-            noise = np.linalg.norm(p - q, axis=(-2, -1))
-            low = np.sqrt(np.maximum(moved**2 - noise**2, 0.0)) / scale
-            low = np.where(moved == 0, 0.0, low)
-    if not all("block_gradient" in t.variables for t in (mine, its)):
-        return value, low, np.where(moved == 0, 0.0, np.nan)
-    counts = mine["block_count"].values[:, g, :delays]
-    # Both models at once, so that what they share cancels in each replica too.
-    both = np.concatenate(
-        [
-            np.nan_to_num(np.asarray(t["block_gradient"].values[:, i, :delays], np.float64))
-            for t, i in ((mine, g), (its, g_))
-        ],
-        axis=-2,
-    )
-
-    def relative(mean: np.ndarray) -> np.ndarray:
-        left, right = mean[..., :units, :], mean[..., units:, :]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.linalg.norm(left - right, axis=(-2, -1)) / np.linalg.norm(
-                right, axis=(-2, -1)
-            )
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        stderr = jackknife(both * counts[..., None, None], counts, relative)
-    return value, low, np.where(moved == 0, 0.0, stderr)
+def _gradients_apart(s: Subject) -> list[_verdicts.Estimate]:
+    """The relative difference of the mean gradients at every delay that both have."""
+    delays = min(t.sizes["delay"] for t in (s.result, s.other))
+    a, b = (Side(t, "none", s.group, delays) for t in (s.result, s.other))
+    found = gradient_difference(a, b, s.state, s.state, blocks_of(a, b, s.state, s.state))
+    return [
+        _verdicts.difference_estimate(*(float(x) for x in columns))
+        for columns in zip(found.relative, found.noise, found.stderr, strict=True)
+    ]
 
 
 _JUDGES: dict[str, Callable[[Subject], Iterable[Verdict]]] = {

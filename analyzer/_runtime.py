@@ -119,7 +119,8 @@ def evaluate(
         return {}
     # Unoptimised, since a fusion would remove tensors that are asked for.
     made = session(with_outputs(model, names), optimize=False)
-    values = run(made, list(names), feeds)
+    with limited("one run of the model", model.ByteSize()):
+        values = run(made, list(names), feeds)
     return {n: np.asarray(v) for n, v in zip(names, values, strict=True)}
 
 

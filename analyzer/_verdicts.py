@@ -117,6 +117,19 @@ def selectivity_estimate(values: np.ndarray, stderr: float, floor: float, leadin
     )
 
 
+def difference_estimate(value: float, noise: float, stderr: float) -> Estimate:
+    """The size of a relative difference of means, to which the noise of both adds in quadrature.
+
+    Args:
+        value: As measured, 0 or more; infinite where the reference is nothing.
+        noise: What it would be by noise alone; NaN where that is not known.
+        stderr: Its standard error.
+    """
+    if value == 0 or math.isinf(value):  # whatever noise there is: equal, or beyond all bounds
+        return Estimate(value, value, value, 0.0)
+    return Estimate(value, value if math.isnan(noise) else noise_free(value, noise), value, stderr)
+
+
 def ratio(a: Estimate, b: Estimate) -> Estimate:
     """a/b, their errors taken as independent; if they go together, the error is smaller."""
     if not (a.known and b.known) or b.value <= 0:
@@ -153,6 +166,8 @@ def at_least(estimate: Estimate, bound: float, errors: float) -> Judgement:
 
 def at_most(estimate: Estimate, bound: float, errors: float) -> Judgement:
     """Judge ``measure ≤ bound``, the mirror of `at_least`."""
+    if estimate.low == math.inf:
+        return Judgement("failed")
     mirrored = Estimate(-estimate.value, -estimate.high, -estimate.low, estimate.stderr)
     if estimate.known and not math.isfinite(estimate.high):
         # Noise leaves it open at the top: nothing passes, but what is certainly above fails.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from typing import Any, Literal
 
@@ -15,16 +14,17 @@ import numpy as np
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
+from ._budget import ANALYSIS, brief
+from ._differences import Blocks, GradientDifference, Side, blocks_of, gradient_difference
 from .errors import ResultError
 from .metrics import (
     jackknife,
-    mean_matrix,
     principal_angles,
     relative_difference,
     selectivity,
     singular_values,
 )
-from .tables import Curve, curves
+from .tables import Curve
 
 Basis = Literal["auto", "same", "different"]
 
@@ -38,18 +38,10 @@ Rounding a table to eight bits changes the covariance by a few thousandths; two 
 own training, or of random numbers, differ by √(2 E / V) and more.
 """
 
+_RECORDED = ("positions", "seed", "blocks", "method", "step", "precision", "tf32")
 _PATTERNS = 4096  # sign patterns drawn where there are too many to try all
 _ALL_PATTERNS = 13  # blocks up to which all are tried: 2^12
 _FEWEST_BLOCKS = 8  # with fewer, not even the rarest sign pattern is as rare as ALPHA
-# Error of a relative difference that the analysis itself may make, by method and precision:
-# the bars of tests/test_exact.py. TF32 keeps ten bits.
-_EXACTNESS = {
-    ("jvp", "float32"): 1e-5,
-    ("jvp", "float64"): 1e-9,
-    ("fd", "float32"): 5e-3,
-    ("fd", "float64"): 1e-7,
-}
-_TF32 = 5e-3
 
 
 @dataclass(frozen=True)
@@ -227,7 +219,7 @@ def compare(
     why_not, said = _space(a, b, basis or "auto")
     if said:
         notes.append(said)
-    a_, b_ = (_Side(t, normalization, group, delays) for t in (a, b))
+    a_, b_ = (Side(t, normalization, group, delays) for t in (a, b))
     # As for a result: threads inside thousands of small decompositions cost more than they give.
     with threadpool_limits(limits=1, user_api="blas"):
         found = [_compare_state(a_, b_, x, y, why_not) for x, y in pairs]
@@ -236,27 +228,40 @@ def compare(
     )
 
 
-def recorded_options(tree: xr.DataTree) -> dict[str, Any]:
+def recorded_options(tree: xr.DataTree, *, whole: bool = False) -> dict[str, Any]:
     """The options of `analyze` that a result was made with, to analyse another model alike.
 
     The provider, the threads and the groups are not among them: the first two belong to the
     machine, the last were positions of the corpus, which the file does not keep.
+
+    Args:
+        tree: As `open_result` gives it.
+        whole: Whether to give the number of positions even where it was all that the corpus has.
+
+    Raises:
+        ResultError: An attribute is none that `analyze` would take.
     """
-    attrs = tree.attrs
+    stated = {name: tree.attrs[name] for name in _RECORDED if name in tree.attrs}
+    if "method" in stated and stated["method"] != "fd":
+        stated["method"] = "jvp"
+    if stated.get("method") != "fd":
+        stated.pop("step", None)
+    if not whole and stated.get("positions") == tree.attrs.get("corpus_positions"):
+        stated.pop("positions", None)
+    if stated.get("blocks") == 1:  # of a corpus too short for more; nobody can ask for it
+        del stated["blocks"]
+    if stated.pop("tf32", None) == 1:
+        stated["tf32"] = True
     options: dict[str, Any] = {"delays": tree.sizes["delay"] - 1}
-    for name in ("seed", "blocks"):
-        if name in attrs:
-            options[name] = int(attrs[name])
-    if "positions" in attrs and attrs["positions"] != attrs.get("corpus_positions"):
-        options["positions"] = int(attrs["positions"])
-    if "method" in attrs:
-        options["method"] = "fd" if attrs["method"] == "fd" else "jvp"
-    if "step" in attrs:
-        options["step"] = float(attrs["step"])
-    if attrs.get("precision") in ("float32", "float64"):
-        options["precision"] = str(attrs["precision"])
-    if attrs.get("tf32"):
-        options["tf32"] = True
+    for name, value in stated.items():
+        plain = value.item() if isinstance(value, np.generic) else value
+        try:
+            options[name] = ANALYSIS[name](plain)
+        except ValueError as error:
+            raise ResultError(
+                f"The result's attribute {name} must be {error}, not {brief(plain)}. "
+                "Run mnemoscope analyze again."
+            ) from None
     return options
 
 
@@ -363,7 +368,8 @@ def _space(a: xr.DataTree, b: xr.DataTree, basis: Basis) -> tuple[str | None, st
             return None, None
         why = "the embedding spaces are said to differ"
         return why, _only_invariants(why)
-    if not _differ(a, b, "model_sha256") and "model_sha256" in a.attrs:
+    models = [t.attrs.get("model_sha256") for t in (a, b)]
+    if models[0] is not None and models[0] == models[1]:
         return None, None
     apart = float(np.linalg.norm(cov_a - cov_b))
     size = float(np.linalg.norm(cov_b))
@@ -399,87 +405,13 @@ def _exchangeable(covariance: np.ndarray) -> bool:
     )
 
 
-class _Side:
-    """One of the two results, at the common delays."""
-
-    def __init__(self, tree: xr.DataTree, normalization: str, group: str, delays: int) -> None:
-        self.tree, self.normalization, self.group = tree, normalization, group
-        self.delays = delays
-        self._group = [str(g) for g in tree.coords["group"].values].index(group)
-        size = tree.sizes["embedding"]
-        whitened = normalization == "whitened"
-        root = np.asarray(tree["embedding_whitening"].values)
-        self.D = root if whitened else np.eye(size)
-
-    def curve(self, state: str) -> Curve:
-        (found,) = curves(
-            self.tree.isel(delay=slice(self.delays)),
-            states=[state],
-            normalization=self.normalization,
-            group=self.group,
-        )
-        return found
-
-    def units(self, state: str) -> int | None:
-        return self.tree[state].sizes.get("unit")
-
-    def matrix(self, state: str, name: str, delay: int) -> np.ndarray | None:
-        """``[unit, embedding]`` of a variable, not whitened; None where the result lacks it."""
-        if name not in self.tree[state].data_vars:
-            return None
-        values = np.asarray(self.tree[state][name].values)
-        return values[self._group, delay].astype(np.float64)
-
-    def block_counts(self, state: str) -> np.ndarray | None:
-        """``[block, delay]``."""
-        variables = self.tree[state].data_vars
-        if "block_gradient" not in variables or "block_count" not in variables:
-            return None
-        return variables["block_count"].values[:, self._group, : self.delays]
-
-    def blocks(self, state: str, delay: int) -> np.ndarray:
-        """``[block, unit, embedding]``, means of blocks, 0 where a block holds nothing."""
-        values = np.asarray(self.tree[state]["block_gradient"].values)[:, self._group, delay]
-        return np.nan_to_num(values.astype(np.float64))
-
-    @cached_property
-    def resolution(self) -> float:
-        attrs = self.tree.attrs
-        method = "fd" if attrs.get("method") == "fd" else "jvp"
-        exact = _EXACTNESS.get((method, str(attrs.get("precision", "float32"))), 1e-5)
-        return max(exact, _TF32) if attrs.get("tf32") else exact
-
-
-def same_plan(a: xr.DataTree, b: xr.DataTree) -> bool:
-    """Whether two results follow the same positions of the same corpus, in the same blocks."""
-    wanted = ["corpus_sha256", "corpus_positions", "positions", "stretches", "blocks"]
-    x, y = a.attrs, b.attrs
-    if any(k not in x or k not in y or x[k] != y[k] for k in wanted):
-        return False
-    # Only a sample depends on the seed, and on the delays, which its stretches suit.
-    whole = x["positions"] == x["corpus_positions"]
-    return whole or (x.get("seed") == y.get("seed") and a.sizes["delay"] == b.sizes["delay"])
-
-
-def _compare_state(a: _Side, b: _Side, x: str, y: str, why_not: str | None) -> StateComparison:
+def _compare_state(a: Side, b: Side, x: str, y: str, why_not: str | None) -> StateComparison:
     curve_a, curve_b = a.curve(x), b.curve(y)
     no_angles, no_gradients = _obstacles(a, b, x, y, why_not)
-    counts_a, counts_b = a.block_counts(x), b.block_counts(y)
-    paired = (
-        same_plan(a.tree, b.tree)
-        and counts_a is not None
-        and counts_b is not None
-        and np.array_equal(counts_a, counts_b)
-    )
-    nan = np.full(a.delays, np.nan)
-    found = {
-        name: nan.copy()
-        for name in ("gradient", "gradient_stderr", "gradient_noise", "halves1", "halves5")
-    }
-    found |= {f"{name}_stderr": nan.copy() for name in ("sigma1", "share1", "share5")}
-    angles = {n: np.full((a.delays, n), np.nan) for n in (1, 5)}
-    grams = None
-    for name in ("sigma1", "share1", "share5"):
+    blocks = blocks_of(a, b, x, y)
+    found: dict[str, np.ndarray] = {}
+    names = ("sigma1", "share1", "share5")
+    for name in names:
         p, q = getattr(curve_a, name), getattr(curve_b, name)
         if name != "sigma1":  # where every σ is 0 there is no share, and no difference
             zero = (curve_a.sigma1 == 0) & (curve_b.sigma1 == 0)
@@ -487,73 +419,64 @@ def _compare_state(a: _Side, b: _Side, x: str, y: str, why_not: str | None) -> S
         found[name] = relative_difference(p, q)
         errors = getattr(curve_a, f"{name}_stderr"), getattr(curve_b, f"{name}_stderr")
         found[f"{name}_stderr"] = _ratio_stderr(p, q, *errors)
-    blocks = None
-    if counts_a is not None and counts_b is not None:
-        blocks = _Blocks(counts_a, counts_b, paired)
-        grams = np.zeros((a.delays, blocks.number, blocks.number))
-    for t in range(a.delays):
-        gradient_a, gradient_b = a.matrix(x, "gradient", t), b.matrix(y, "gradient", t)
-        if counts_a is not None and paired:
-            errors_ = _paired_stderr(
-                a.blocks(x, t), b.blocks(y, t), counts_a[:, t], a.D, b.D, not no_gradients
+    if blocks is not None and blocks.paired:
+        for t in range(a.delays):
+            together = _paired_stderr(
+                a.blocks(x, t), b.blocks(y, t), blocks.counts[0][:, t], a.D, b.D
             )
-            names = ("gradient_stderr", "sigma1_stderr", "share1_stderr", "share5_stderr")
-            for name, error in zip(names, errors_, strict=True):
-                found[name][t] = error
-        if gradient_a is None or gradient_b is None or no_angles:
-            continue
-        noise_a, noise_b = a.matrix(x, "noise", t), b.matrix(y, "noise", t)
-        # One whitening for both, B's, or their square roots would differ and not the gradients.
-        white_a, white_b = gradient_a @ b.D, gradient_b @ b.D
-        halves = [
-            (g + n @ b.D, g - n @ b.D)
-            for g, n in ((white_a, noise_a), (white_b, noise_b))
-            if n is not None
-        ]
-        for n in (1, 5):
-            angles_ = principal_angles(white_a, white_b, n)
-            angles[n][t, : len(angles_)] = angles_
-            if len(halves) == 2:
-                found[f"halves{n}"][t] = max(principal_angles(p, q, n)[0] for p, q in halves)
-        if no_gradients:
-            continue
-        size = float(np.linalg.norm(white_b))
-        found["gradient"][t] = _relative_size(float(np.linalg.norm(white_a - white_b)), size)
-        if blocks is not None and grams is not None:
-            block_a, block_b = a.blocks(x, t) @ b.D, b.blocks(y, t) @ b.D
-            grams[t] = blocks.gram(block_a, block_b, t)
-            noise = blocks.noise(block_a, block_b, t)
-            if not paired:
-                found["gradient_stderr"][t] = blocks.independent_stderr(block_a, block_b, t)
-        elif noise_a is not None and noise_b is not None:
-            noise = float(np.hypot(np.linalg.norm(noise_a @ b.D), np.linalg.norm(noise_b @ b.D)))
-        else:
-            noise = float("nan")
-        found["gradient_noise"][t] = _relative_size(noise, size)
-    test, p_value = _decide(curve_a, curve_b, found, grams, blocks, no_gradients, a, b)
+            for name, error in zip(names, together, strict=True):
+                found[f"{name}_stderr"][t] = error
+    found |= _angles(a, b, x, y, none=no_angles is not None)
+    gradients = None if no_gradients else gradient_difference(a, b, x, y, blocks)
+    for name in ("relative", "stderr", "noise"):
+        column = "gradient" if name == "relative" else f"gradient_{name}"
+        found[column] = getattr(gradients, name) if gradients else np.full(a.delays, np.nan)
+    freedom = np.minimum(a.held(x), b.held(y)) - 1
+    test, p_value = _decide(curve_a, curve_b, found, gradients, blocks, freedom)
     resolution = a.resolution + b.resolution
     measure = np.abs(found["gradient" if test == "gradient" else "sigma1"])
-    differs = (p_value <= ALPHA) & (measure > resolution)
     return StateComparison(
         x,
         y,
         curve_a,
         curve_b,
-        paired,
+        blocks is not None and blocks.paired,
         test,
         resolution,
         no_gradients,
         no_angles,
-        angles1=angles[1],
-        angles5=angles[5],
         p_value=p_value,
-        differs=differs,
+        differs=(p_value <= ALPHA) & (measure > resolution),
         **found,
     )
 
 
+def _angles(a: Side, b: Side, x: str, y: str, *, none: bool) -> dict[str, np.ndarray]:
+    """Angles between the best directions of both, and between those of two halves of one corpus.
+
+    One whitening for both, B's, as for the gradients.
+    """
+    found: dict[str, np.ndarray] = {f"angles{n}": np.full((a.delays, n), np.nan) for n in (1, 5)}
+    found |= {f"halves{n}": np.full(a.delays, np.nan) for n in (1, 5)}
+    for t in range(0 if none else a.delays):
+        means = [side.matrix(state, "gradient", t) for side, state in ((a, x), (b, y))]
+        noises = [side.matrix(state, "noise", t) for side, state in ((a, x), (b, y))]
+        white_a, white_b = (m @ b.D for m in means if m is not None)
+        halves = [
+            (white + noise @ b.D, white - noise @ b.D)
+            for white, noise in zip((white_a, white_b), noises, strict=True)
+            if noise is not None
+        ]
+        for n in (1, 5):
+            angles = principal_angles(white_a, white_b, n)
+            found[f"angles{n}"][t, : len(angles)] = angles
+            if len(halves) == 2:
+                found[f"halves{n}"][t] = max(principal_angles(p, q, n)[0] for p, q in halves)
+    return found
+
+
 def _obstacles(
-    a: _Side, b: _Side, x: str, y: str, why_not: str | None
+    a: Side, b: Side, x: str, y: str, why_not: str | None
 ) -> tuple[str | None, str | None]:
     """Why no angles, and why no gradients."""
     lacking = [
@@ -568,13 +491,6 @@ def _obstacles(
     if no_angles is None and units[0] != units[1]:
         return None, f"the state has {units[0]} units in A and {units[1]} in B"
     return no_angles, no_angles
-
-
-def _relative_size(difference: float, size: float) -> float:
-    """``difference / size``: 0 for 0/0, infinite for a difference to nothing."""
-    if size == 0 and difference >= 0:
-        return float("inf") if difference else 0.0
-    return difference / size
 
 
 def _ratio_stderr(a: np.ndarray, b: np.ndarray, ea: np.ndarray, eb: np.ndarray) -> np.ndarray:
@@ -596,12 +512,7 @@ def _measures(a: np.ndarray, d: np.ndarray) -> np.ndarray:
 
 
 def _paired_stderr(
-    a: np.ndarray,
-    b: np.ndarray,
-    counts: np.ndarray,
-    d_a: np.ndarray,
-    d_b: np.ndarray,
-    gradients: bool,
+    a: np.ndarray, b: np.ndarray, counts: np.ndarray, d_a: np.ndarray, d_b: np.ndarray
 ) -> np.ndarray:
     """Jackknife both results at once: each replicate leaves the same block out of both.
 
@@ -611,11 +522,10 @@ def _paired_stderr(
         counts: ``[block]``, of both.
         d_a: Whitening of A (or the identity).
         d_b: Whitening of B.
-        gradients: Whether the matrices themselves can be subtracted.
 
     Returns:
-        ``[4]`` standard errors of the relative differences of the mean gradients, σ₁, and the
-        shares of one and of five.
+        ``[3]`` standard errors of the relative differences of σ₁ and of the shares of one and of
+        five.
     """
     size_a = a[0].size
     flat = np.concatenate([m.reshape(len(m), 1, -1) for m in (a, b)], axis=-1)
@@ -623,117 +533,36 @@ def _paired_stderr(
     def statistic(mean: np.ndarray) -> np.ndarray:
         x, y = mean[0, :size_a].reshape(a.shape[1:]), mean[0, size_a:].reshape(b.shape[1:])
         found = relative_difference(_measures(x, d_a), _measures(y, d_b))
-        apart = np.nan
-        if gradients:
-            apart = _relative_size(
-                float(np.linalg.norm((x - y) @ d_b)), float(np.linalg.norm(y @ d_b))
-            )
-        found = np.concatenate([[apart], found])
         return np.where(np.isfinite(found), found, np.nan)
 
     return jackknife(flat * counts[:, None, None], counts, statistic)
-
-
-class _Blocks:
-    """The blocks of both results, side by side.
-
-    Paired results have the same blocks. Otherwise block i of A stands beside block i of B, for
-    no other reason than that their difference has mean zero if the models are the same; where
-    one has more blocks, neighbours are merged.
-
-    Args:
-        counts_a: ``[block, delay]``.
-        counts_b: The same of B.
-        paired: Whether they are the same positions.
-    """
-
-    def __init__(self, counts_a: np.ndarray, counts_b: np.ndarray, paired: bool) -> None:
-        self.paired = paired
-        self.number = min(len(counts_a), len(counts_b))
-        self._raw = counts_a.astype(np.float64), counts_b.astype(np.float64)
-        self._parts = [np.array_split(np.arange(len(c)), self.number) for c in self._raw]
-
-    def _merged(self, side: int, means: np.ndarray, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """``[number, X]`` means and ``[number]`` counts."""
-        counts = self._raw[side][:, t]
-        sums = means.reshape(len(means), -1) * counts[:, None]
-        n = np.stack([counts[part].sum() for part in self._parts[side]])
-        total = np.stack([sums[part].sum(0) for part in self._parts[side]])
-        return total / np.where(n > 0, n, 1)[:, None], n
-
-    def gram(self, a: np.ndarray, b: np.ndarray, t: int) -> np.ndarray:
-        """``[block, block]`` inner products of the weighted differences ``w_i (A_i − B_i)``."""
-        (a, n_a), (b, n_b) = self._merged(0, a, t), self._merged(1, b, t)
-        held = (n_a > 0) & (n_b > 0)
-        with np.errstate(divide="ignore"):
-            weight = np.where(held, 1 / (1 / n_a + 1 / n_b), 0.0)
-        difference = (a - b) * weight[:, None]
-        return difference @ difference.T
-
-    def noise(self, a: np.ndarray, b: np.ndarray, t: int) -> float:
-        """Frobenius norm that noise alone would give the difference of the means.
-
-        The root of ``Σ w_b² ‖Δ_b − Δ̄‖² / (1 − Σ w_b²)`` with ``w_b = N_b / N``, which for blocks
-        of one size is ``Σ ‖Δ_b − Δ̄‖² / (g (g − 1))``; NaN with fewer than two blocks. For results
-        that are not paired the variances of the two add.
-        """
-        if self.paired:
-            return float(np.sqrt(_variance(a - b, self._raw[0][:, t])))
-        both = (_variance(m, c[:, t]) for m, c in zip((a, b), self._raw, strict=True))
-        return float(np.sqrt(sum(both)))
-
-    def independent_stderr(self, a: np.ndarray, b: np.ndarray, t: int) -> float:
-        """Standard error of the relative difference when A and B have errors of their own."""
-        n_a, n_b = (c[:, t] for c in self._raw)
-        sum_a, sum_b = a * n_a[:, None, None], b * n_b[:, None, None]
-        mean_a, mean_b = mean_matrix(sum_a.sum(0), n_a.sum()), mean_matrix(sum_b.sum(0), n_b.sum())
-
-        def apart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-            r = _relative_size(float(np.linalg.norm(x - y)), float(np.linalg.norm(y)))
-            return np.asarray(r if np.isfinite(r) else np.nan)
-
-        return float(
-            np.hypot(
-                jackknife(sum_a, n_a, lambda x: apart(x, mean_b)),
-                jackknife(sum_b, n_b, lambda y: apart(mean_a, y)),
-            )
-        )
-
-
-def _variance(means: np.ndarray, counts: np.ndarray) -> float:
-    """Sum over entries of the variance of the mean over all blocks."""
-    if (counts > 0).sum() < 2:
-        return float("nan")
-    w = counts / counts.sum()
-    flat = means.reshape(len(means), -1)
-    away = np.square(flat - w @ flat).sum(1)
-    return float((w**2 * away).sum() / (1 - (w**2).sum()))
 
 
 def _decide(
     curve_a: Curve,
     curve_b: Curve,
     found: dict[str, np.ndarray],
-    grams: np.ndarray | None,
-    blocks: _Blocks | None,
-    no_gradients: str | None,
-    a: _Side,
-    b: _Side,
+    gradients: GradientDifference | None,
+    blocks: Blocks | None,
+    freedom: np.ndarray,
 ) -> tuple[Literal["gradient", "sigma1", "none"], np.ndarray]:
     """Choose the test that the results allow, and give its p-values."""
-    if not no_gradients and blocks and grams is not None and blocks.number >= _FEWEST_BLOCKS:
-        known = ~np.isnan(found["gradient_noise"])  # infinite relative to nothing: still known
-        return "gradient", np.where(known, sign_flip_test(grams), np.nan)
-    number = min(int(s.tree.attrs.get("blocks", 0)) for s in (a, b))
-    if number < 2:
-        return "none", np.full(len(curve_a.delay), np.nan)
+    p_value = np.full(len(curve_a.delay), np.nan)
+    if gradients is not None and gradients.grams is not None and blocks is not None:
+        # Noise that is infinite relative to nothing is still known.
+        known = (blocks.held >= _FEWEST_BLOCKS) & ~np.isnan(gradients.noise)
+        if known.any():
+            p_value[known] = sign_flip_test(gradients.grams[known])
+            return "gradient", p_value
+    if not (freedom >= 1).any():
+        return "none", p_value
     # Where neither is clear of its floor, σ₁ is the size of the noise and not of a memory.
-    tested = curve_a.clear | curve_b.clear
+    tested = (curve_a.clear | curve_b.clear) & (freedom >= 1)
     # A difference to nothing at all has no size relative to it; A's own size stands for it.
     alone = np.isinf(found["sigma1"])
     difference = np.where(alone, curve_a.sigma1, found["sigma1"])
     stderr = np.where(alone, curve_a.sigma1_stderr, found["sigma1_stderr"])
-    return "sigma1", t_test(np.where(tested, difference, np.nan), stderr, number - 1)
+    return "sigma1", t_test(np.where(tested, difference, np.nan), stderr, freedom)
 
 
 def sign_flip_test(grams: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -776,13 +605,14 @@ def sign_flip_test(grams: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.where(trace > 0, corrected, 1.0)
 
 
-def t_test(difference: np.ndarray, stderr: np.ndarray, freedom: int) -> np.ndarray:
+def t_test(difference: np.ndarray, stderr: np.ndarray, freedom: np.ndarray | int) -> np.ndarray:
     """Test at every delay whether a difference is zero, and correct for all delays by Holm (1979).
 
     Args:
         difference: ``[delay]``; NaN where nothing is tested.
         stderr: ``[delay]``, from blocks.
-        freedom: Degrees of freedom of the standard error, the number of blocks less one.
+        freedom: ``[delay]`` or one for all, degrees of freedom of the standard error: the number
+            of blocks that hold anything less one, at least 1 where something is tested.
 
     Returns:
         ``[delay]`` two-sided p-values of Student's t, the k-th smallest of m times ``m − k + 1``;
@@ -792,6 +622,7 @@ def t_test(difference: np.ndarray, stderr: np.ndarray, freedom: int) -> np.ndarr
 
     tested = np.isfinite(difference) & np.isfinite(stderr)
     size, error = np.abs(difference[tested]), stderr[tested]
+    freedom = np.broadcast_to(freedom, difference.shape)[tested]
     with np.errstate(divide="ignore", invalid="ignore"):
         p = np.where(size > 0, 2 * t.sf(size / error, freedom), 1.0)
     order = np.argsort(p, kind="stable")

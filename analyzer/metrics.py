@@ -287,12 +287,15 @@ class Decay:
         b: Rate per time step; 1/b is the time constant.
         a_stderr: Standard error of a from the residuals; NaN with fewer than three points.
         b_stderr: The same of b.
+        r_squared: Share of the variance of the values that the curve explains; NaN where they
+            do not vary.
     """
 
     a: float
     b: float
     a_stderr: float
     b_stderr: float
+    r_squared: float
 
     @property
     def time_constant(self) -> float:
@@ -322,7 +325,7 @@ def fit_decay(delays: np.ndarray, sigma1: np.ndarray) -> Decay:
     x, y = x[kept], y[kept]
     nan = float("nan")
     if len(np.unique(x)) < 2 or not (y > 0).any():
-        return Decay(nan, nan, nan, nan)
+        return Decay(nan, nan, nan, nan, nan)
     span, scale = np.ptp(x), y.max()
     u, v = (x - x.min()) / span, y / scale  # the fit is the same, its numbers are near 1
     positive = v > 0
@@ -349,6 +352,7 @@ def fit_decay(delays: np.ndarray, sigma1: np.ndarray) -> Decay:
     )
     a, b = found.x
     freedom = len(x) - 2
+    varied = float(((v - v.mean()) ** 2).sum())
     errors = np.full((2, 2), nan)
     # A decay too steep for the data has slopes that overflow; its errors stay unknown.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -363,4 +367,5 @@ def fit_decay(delays: np.ndarray, sigma1: np.ndarray) -> Decay:
         b=float(b / span),
         a_stderr=float(scale * np.sqrt(by @ errors @ by)),
         b_stderr=float(np.sqrt(errors[1, 1]) / span),
+        r_squared=float(1.0 - 2.0 * found.cost / varied) if varied > 0 else nan,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +79,19 @@ def check_state_names(names: list[str]) -> None:
         ResultError: A name equals a variable of the root, or cannot name a netCDF group.
     """
     for name in names:
-        if (
-            name in (_ROOT | _OPTIONAL_ROOT)
-            or name in (".", "..")
-            or "/" in name
-            or not name.strip()
-        ):
+        reserved = name in _ROOT or name in _OPTIONAL_ROOT or name in (".", "..")
+        if reserved or "/" in name or not _printable(name):
             raise ResultError(
                 f"A result file cannot hold a state named {name!r}: "
-                f"it must differ from {', '.join(_ROOT)} and hold no slash. "
+                f"it must differ from {', '.join(_ROOT)} and hold printable characters but no "
+                "slash. "
                 "Give the state another name (mnemoscope export torch --state-names)."
             )
+
+
+def _printable(name: str) -> bool:
+    """Whether a report can print a name: a line break could begin a command of a terminal."""
+    return name.isprintable() and bool(name.strip())
 
 
 def build(
@@ -172,6 +174,27 @@ def build(
             for name, s in sums.items()
         }
     return xr.DataTree.from_dict({"/": root, **{f"/{n}": d for n, d in children.items()}})
+
+
+def bytes_needed(
+    groups: int, blocks: int, delays: int, cells: int, dtype: np.dtype, block_gradient_limit: int
+) -> int:
+    """How much memory `build` takes besides the sums.
+
+    Args:
+        groups: Number of groups.
+        blocks: Number of blocks.
+        delays: τ_max + 1.
+        cells: Pairs of a unit and an embedding coordinate, all states together.
+        dtype: Of the stored matrices.
+        block_gradient_limit: As `build` takes it.
+    """
+    one = delays * cells
+    means = groups * one * dtype.itemsize
+    kept = means * blocks if means * blocks <= block_gradient_limit else 0
+    # Means and noise, one of them again as it is written; the means of blocks too; and a few
+    # copies of one group's matrices in double precision.
+    return 3 * means + 2 * kept + 8 * one * 8
 
 
 def _vocabulary(
@@ -392,12 +415,32 @@ def open_result(path: str | os.PathLike[str]) -> xr.DataTree:
         ResultError: The file is missing, not netCDF-4, damaged, of another format version, or
             has not the variables of a result.
     """
+
+    def check(tree: xr.DataTree, shown: str) -> None:
+        _check_version(tree, shown)
+        _check_structure(tree, shown)
+
+    return read_tree(path, check)
+
+
+def read_tree(
+    path: str | os.PathLike[str], check: Callable[[xr.DataTree, str], None]
+) -> xr.DataTree:
+    """Read a netCDF-4 file, all of it, and close it.
+
+    Args:
+        path: The file.
+        check: Called with the tree, before its values are read, and its name for messages;
+            raises a `ResultError` for what is not as it should be.
+
+    Raises:
+        ResultError: The file is missing, not netCDF-4 or damaged.
+    """
     shown = os.fspath(path)
     _check_magic(Path(path), shown)
     try:
         with xr.open_datatree(path, engine="h5netcdf") as tree:
-            _check_version(tree, shown)
-            _check_structure(tree, shown)
+            check(tree, shown)
             return tree.load()
     except ResultError:
         raise
@@ -461,6 +504,10 @@ def _check_structure(tree: xr.DataTree, shown: str) -> None:
     check(tree, "the root", _ROOT | here)
     if not tree.children:
         raise complain("it holds no state")
+    for what, names in (("state", tree.children), ("group", tree.coords["group"].values)):
+        for name in map(str, names):
+            if not _printable(name):
+                raise complain(f"it has a {what} named {name!r}, which cannot be printed")
     for name, child in tree.children.items():
         present = {n: d for n, d in _OPTIONAL.items() if n in child.variables}
         check(child, f"state {name}", _REQUIRED | present)

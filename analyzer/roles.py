@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
@@ -24,6 +25,11 @@ VOCABULARY_KEY = "mnemoscope.vocabulary"
 ROLES_VERSION = 1
 OPSET = 18  # newer LSTM, GRU and Scan schemas have no CUDA kernel in ONNX Runtime
 IR_VERSION = 8  # the first version that knows opset 18
+
+# Names of other things in a result file, where states are groups.
+RESERVED = frozenset(
+    {"embedding", "delay", "group", "normalization", "leading", "embedding_whitening"}
+)
 
 Kind = Literal["cell", "hidden", "other"]
 Level = Literal["word", "char"]
@@ -58,10 +64,6 @@ class State:
     layer_axis: int | None = None
     layer_index: int | None = None
     initial: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.name == "embedding":
-            raise ModelError("No state may be called embedding: derivatives are named by that.")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,32 @@ class Roles:
     version: int = ROLES_VERSION
 
 
+def require_state_names(names: Sequence[str], *, of: Sequence[str] | None = None) -> None:
+    """Refuse what cannot name the states of a model.
+
+    Args:
+        names: One for each component.
+        of: The components as they were found, where a user names them.
+
+    Raises:
+        ModelError: A name is empty, holds a slash, does not print, is reserved or comes twice, or
+            they are not as many as the components.
+    """
+    if of is not None and (len(names) != len(of) or len(set(names)) != len(names)):
+        raise ModelError(
+            f"Expected {len(of)} distinct state names, one per component ({', '.join(of)}); found "
+            f"{', '.join(names) or 'none'}."
+        )
+    for name in names:
+        if not name.strip() or "/" in name or not name.isprintable():
+            raise ModelError(f"The state name {name!r} is empty, holds a / or does not print.")
+        if name in RESERVED or name in (".", ".."):
+            raise ModelError(f"No state may be called {name}: result files use that name.")
+    if len(set(names)) != len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise ModelError(f"The state name {twice!r} comes twice: two states share one name.")
+
+
 def write_roles(model: onnx.ModelProto, roles: Roles, vocabulary: Vocabulary | None) -> None:
     """Put `roles` and `vocabulary` into the metadata of `model`, replacing older ones."""
     kept = [p for p in model.metadata_props if p.key not in (ROLES_KEY, VOCABULARY_KEY)]
@@ -169,11 +197,8 @@ def _parse_roles(data: Any) -> Roles:
     names = [s.name for s in roles.states]
     if not names:
         raise ValueError("no state is listed")
-    if len(set(names)) != len(names):
-        raise ValueError("two states share one name")
+    require_state_names(names)
     for state in roles.states:
-        if not state.name or "/" in state.name or not state.name.isprintable():
-            raise ValueError(f"state name {state.name!r} is empty, holds a / or does not print")
         if (state.layer_axis is None) != (state.layer_index is None):
             raise ValueError(f"state {state.name!r} needs both layer_axis and layer_index or none")
         if state.layer_axis == state.batch_axis:

@@ -19,7 +19,7 @@ from .errors import ResourceError
 from .groups import Groups
 
 _FLUSH = 256  # additions in single precision before they move to the double-precision totals
-_STAGED = 6  # staging sums held at once besides two for each group: of the block that ends
+STAGED = 6  # staging sums held at once besides two for each group: of the block that ends
 _IN_MEMORY = 2**30  # bytes of totals that are held in memory; more go to a temporary file
 _RELEASE = 256  # windows after which what a temporary file holds leaves memory
 
@@ -257,7 +257,7 @@ class Size:
         matrices = len(groups) * delays * cells
         return cls(
             totals=matrices * (plan.blocks + 1) * total.itemsize,
-            staging=(2 * len(groups) + _STAGED) * delays * cells * dtype.itemsize * staged,
+            staging=(2 * len(groups) + STAGED) * delays * cells * dtype.itemsize * staged,
             dtype=total,
             staged=staged,
         )
@@ -328,7 +328,7 @@ class _Staged:
     def __init__(self, block_sum: np.ndarray, half_sum: np.ndarray, dtype: np.dtype) -> None:
         self._block_sum, self._half_sum = block_sum, half_sum
         groups, self._shape, self._dtype = len(half_sum), half_sum.shape[1:], dtype
-        self._most = 2 * groups + _STAGED
+        self._most = 2 * groups + STAGED
         self._held: dict[tuple[int, int, int], np.ndarray] = {}
         self._free: list[np.ndarray] = []
         self._additions: dict[tuple[int, int, int], int] = {}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -13,11 +14,11 @@ import click
 from ._output import console
 
 
-class _Finite(click.FloatRange):
-    """A number above 0 that is not infinite; a plain range lets NaN pass."""
+class Finite(click.FloatRange):
+    """A number from 0 on, or above 0, that is not infinite; a plain range lets NaN pass."""
 
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
+    def __init__(self, *, above: bool = True) -> None:
+        super().__init__(min=0, min_open=above)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Turn text into the number."""
@@ -25,6 +26,14 @@ class _Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{number} is not a finite number.", param, ctx)
         return number
+
+
+def is_result(path: str) -> bool:
+    """Tell a result from a model: by its first bytes, or by its name where they are not HDF5's."""
+    with suppress(OSError), open(path, "rb") as file:
+        if file.read(8) == b"\x89HDF\r\n\x1a\n":
+            return True
+    return os.path.splitext(path)[1].lower() == ".nc"
 
 
 def analysis_options(
@@ -76,7 +85,7 @@ def analysis_options(
         ),
         click.option(
             "--step",
-            type=_Finite(),
+            type=Finite(),
             help="Step of the differences (--method fd).  [from the precision and the scale]",
         ),
         click.option(
@@ -84,7 +93,7 @@ def analysis_options(
         ),
         click.option(
             "--memory",
-            type=_Finite(),
+            type=Finite(),
             metavar="GB",
             help="Most memory to use.  [from what is free]",
         ),

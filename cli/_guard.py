@@ -8,6 +8,7 @@ and what takes too much memory or time is ended.
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -16,12 +17,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from mnemoscope.analyzer.errors import MnemoscopeError
 
 _EVERY = 0.02  # seconds between looks at the child's memory
 _PATIENCE = 0.5  # seconds that a child has to end by an interruption that reached it as well
+_LAST_PATIENCE = 5.0  # seconds that a child has to end when the system asks it to
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP")
 _CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSYS", "SIGTRAP")
 _STATUS = 2
@@ -53,13 +56,18 @@ def guarded(work: Callable[[], Any]) -> Any:
     os.close(told)
     os.close(live)
     signal.signal(signal.SIGINT, _interrupt)
-    threading.Thread(target=_end_with_parent, args=(living,), daemon=True).start()
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), _leave)
+    unfinished: set[str] = set()
+    threading.Thread(target=_end_with_parent, args=(living, unfinished), daemon=True).start()
     from mnemoscope.analyzer import _limits
 
-    def announce(seconds: float, what: str) -> None:
-        os.write(tell, f"{seconds}\t{what}\n".encode())
+    def tell_parent(news: dict[str, Any]) -> None:
+        unfinished.update(filter(None, [news.get("unfinished")]))
+        unfinished.discard(news.get("finished", ""))
+        os.write(tell, json.dumps(news).encode() + b"\n")
 
-    _limits.watch_with(announce)
+    _limits.watch_with(tell_parent)
     return work()
 
 
@@ -69,64 +77,115 @@ def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _end_with_parent(living: int) -> None:
+def _leave(number: int, frame: Any) -> NoReturn:
+    """Once: what is being written is taken away on the way out."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def _end_with_parent(living: int, unfinished: set[str]) -> None:
     """Wait in a thread of the child for the other end to be closed: nobody watches any more."""
     os.read(living, 1)
+    _remove(unfinished)
     os._exit(128 + signal.SIGHUP)
 
 
-def _watch(child: int, told: int) -> NoReturn:
+@dataclass
+class _Child:
+    """The process that does the work.
+
+    Attributes:
+        process: Its number.
+        told: Where it announces what it does.
+        pending: Signals that came and are not handed on yet.
+        asked: The last signal handed on that ends a process, and when.
+        unfinished: Files that it is writing under temporary names.
+    """
+
+    process: int
+    told: int
+    pending: list[int] = field(default_factory=list)
+    asked: tuple[int, float] | None = None
+    unfinished: set[str] = field(default_factory=set)
+
+    def hand_on(self) -> None:
+        number = self.pending.pop()
+        os.kill(self.process, number)
+        if number != signal.SIGINT:
+            self.asked = self.asked or (number, time.monotonic())
+
+    def end_if_deaf(self) -> None:
+        """Native code hears no signal until it returns to Python, and some never does."""
+        if self.asked and time.monotonic() - self.asked[1] > _LAST_PATIENCE:
+            os.kill(self.process, signal.SIGKILL)
+
+    def hear(self, news: dict[str, Any]) -> None:
+        if "unfinished" in news:
+            self.unfinished.add(news["unfinished"])
+        self.unfinished.discard(news.get("finished", ""))
+
+
+def _watch(process: int, told: int) -> NoReturn:
     """Wait for the child, and leave as it left."""
-    pending: list[int] = []
+    child = _Child(process, told)
     for name in _FORWARDED:
-        signal.signal(getattr(signal, name), lambda number, frame: pending.append(number))
+        signal.signal(getattr(signal, name), lambda number, frame: child.pending.append(number))
     try:
-        problem = _supervise(child, told, pending)
+        problem = _supervise(child)
     except MnemoscopeError as error:
         problem = str(error)
     since = time.monotonic()
     if problem:
-        os.kill(child, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
     while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
+        ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
             break
-        if pending and time.monotonic() - since > _PATIENCE:
-            os.kill(child, pending.pop())
+        if child.pending and time.monotonic() - since > _PATIENCE:
+            child.hand_on()
+        child.end_if_deaf()
         time.sleep(0.001)
+    _remove(child.unfinished)  # of a child that could not do it
+    if problem is None and child.asked:
+        _die_of(child.asked[0])
     if not problem and os.WIFSIGNALED(status):
         problem = _said_of(os.WTERMSIG(status))
+        if problem is None:
+            _die_of(os.WTERMSIG(status))
     if problem:
         print(f"Error: {problem}", file=sys.stderr, flush=True)
         os._exit(_STATUS)
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-def _supervise(child: int, told: int, pending: list[int]) -> str | None:
+def _supervise(child: _Child) -> str | None:
     """Watch until the child closes its end; gives what it must be ended for, if anything."""
     import psutil
     from mnemoscope.analyzer import _memory
 
-    process = psutil.Process(child)
+    process = psutil.Process(child.process)
     most = _memory.available()
     limit, what, spent, text, since = 0.0, "", 0.0, b"", None
     with suppress(psutil.NoSuchProcess):
         while True:
-            ready, _, _ = select.select([told], [], [], _EVERY)
+            ready, _, _ = select.select([child.told], [], [], _EVERY)
             if ready:
-                news = os.read(told, 4096)
-                if not news:
+                sent = os.read(child.told, 4096)
+                if not sent:
                     return None
-                text += news
+                text += sent
                 *lines, text = text.split(b"\n")
-                for line in lines:
-                    seconds, _, said = line.decode().partition("\t")
-                    limit, what, spent = float(seconds), said, _processor_seconds(process)
-            if pending:
+                for news in map(json.loads, lines):
+                    child.hear(news)
+                    if "limit" in news:
+                        limit, what = news["limit"], news["what"]
+                        spent = _processor_seconds(process)
+            if child.pending:
                 since = since or time.monotonic()
                 if time.monotonic() - since > _PATIENCE:
-                    os.kill(child, pending.pop())
+                    child.hand_on()
                     since = None
+            child.end_if_deaf()
             used = process.memory_info().rss
             if used > most:
                 return (
@@ -141,6 +200,12 @@ def _supervise(child: int, told: int, pending: list[int]) -> str | None:
                     f"processor time; a step of a language model takes far less. {_ADVICE}"
                 )
     return None
+
+
+def _remove(paths: set[str]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            os.unlink(path)
 
 
 def _processor_seconds(process: Any) -> float:
@@ -158,6 +223,11 @@ def _said_of(number: int) -> str | None:
             "The command was killed from outside, as systems do when memory runs short. Ask for "
             "less: fewer --delays or one --state, or a smaller --memory."
         )
+    return None
+
+
+def _die_of(number: int) -> NoReturn:
+    """End this process by the signal that ended the child."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    return None
+    os._exit(128 + number)

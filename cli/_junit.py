@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mnemoscope.analyzer._files import replacing
@@ -13,6 +15,18 @@ if TYPE_CHECKING:
     from mnemoscope.analyzer.budget import Verdict
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def discard_junit(path: str) -> None:
+    """Delete an earlier report, so that none is taken for that of a check which could not be made.
+
+    Only what begins as XML is deleted: whatever the budget turns out to name stays.
+    """
+    with suppress(OSError):
+        with open(path, "rb") as file:
+            xml = file.read(5) == b"<?xml"
+        if xml:
+            os.unlink(path)
 
 
 def write_junit(

@@ -97,6 +97,11 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
+def one_line(text: str) -> str:
+    """Text that comes from a file, as one line that a terminal may be given."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def check_output(path: str, *, inputs: Iterable[str] = (), suffixes: tuple[str, ...] = ()) -> None:
     """Refuse an output path that cannot be written, before the work and not after it.
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from mnemoscope.analyzer.errors import MnemoscopeError
 
-from ._analysis import analysis_options, check_step, in_bytes, progress_of
+from ._analysis import analysis_options, check_step, in_bytes, is_result, progress_of
 from ._lazy import example
 from ._output import Report, check_output, reports
 
@@ -73,16 +71,22 @@ def check(
     for output in (junit, write_budget):
         if output:
             check_output(output, inputs=files)
+    if junit:
+        from ._junit import discard_junit
+
+        discard_junit(junit)
     began = time.perf_counter()
     read = budgets.read_budget(budget) if budget else None
+    if junit and read:
+        check_output(junit, inputs=_named_files(read))
     load = _Loader(corpus, given, read, quiet)
-    models = [f for f in (model_or_result, baseline, reference) if f and not _is_result(f)]
+    models = [f for f in (model_or_result, baseline, reference) if f and not is_result(f)]
     if extra and not models and not (read and _names_models(read)):
         named = ", ".join("--state" if name == "states" else f"--{name}" for name in extra)
         raise click.UsageError(
             f"{named} belong(s) to the analysis of a model, and {model_or_result} is a result."
         )
-    before = {f: load(f) for f in (baseline, reference) if f and _is_result(f)}
+    before = {f: load(f) for f in (baseline, reference) if f and is_result(f)}
     load.match(read, before.get(baseline or ""), before.get(reference or ""))
     tree = load(model_or_result)
     if write_budget:
@@ -135,17 +139,13 @@ def _check_call(
         raise click.UsageError(f"--write-budget checks nothing; leave out {', '.join(asked)}.")
 
 
-def _is_result(path: str) -> bool:
-    """Tell a result from a model: by its first bytes, or by its name if it cannot be read."""
-    with suppress(OSError), open(path, "rb") as file:
-        if file.read(8) == b"\x89HDF\r\n\x1a\n":
-            return True
-    return Path(path).suffix.lower() == ".nc"
+def _named_files(budget: Budget) -> list[str]:
+    """The paths of the files that the bounds name."""
+    return [budget.beside(r.values["file"]) for r in budget.rules if "file" in r.values]
 
 
 def _names_models(budget: Budget) -> bool:
-    files = [r.values["file"] for r in budget.rules if "file" in r.values]
-    return any(not _is_result(budget.beside(f)) for f in files)
+    return any(not is_result(f) for f in _named_files(budget))
 
 
 class _Loader:
@@ -177,7 +177,7 @@ class _Loader:
             if rule.kind == "parity" or "horizon_loss" in rule.values:
                 other = reference if rule.kind == "parity" else baseline
                 file = rule.values.get("file")
-                if other is None and file and _is_result(budget.beside(file)):
+                if other is None and file and is_result(budget.beside(file)):
                     other = self(budget.beside(file))
             if other is not None:
                 wanted.append(int(other.sizes["delay"]) - 1)
@@ -187,7 +187,7 @@ class _Loader:
 
     def __call__(self, path: str) -> xr.DataTree:
         if path not in self._done:
-            if _is_result(path):
+            if is_result(path):
                 from mnemoscope.analyzer import open_result
 
                 self._done[path] = open_result(path)

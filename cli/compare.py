@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from mnemoscope.analyzer.errors import MnemoscopeError
 
-from ._analysis import analysis_options, check_step, in_bytes, progress_of
+from ._analysis import (
+    Finite,
+    analysis_options,
+    check_step,
+    in_bytes,
+    is_result,
+    progress_of,
+)
 from ._lazy import example
-from ._output import Report, check_output, output_option, reports
+from ._output import Report, check_output, one_line, output_option, reports
 from .show import group_option, normalization_option
 
 if TYPE_CHECKING:
@@ -33,23 +40,10 @@ _MEASURES = {
 }
 
 
-class _Tolerance(click.FloatRange):
-    """A finite number from 0 on; a plain range lets NaN pass."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0)
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Turn text into the number."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{number} is not a finite number.", param, ctx)
-        return number
-
-
 @click.command(
     epilog=example(
         "mnemoscope compare new.nc old.nc",
+        "mnemoscope compare new.nc old.nc --state lstm0.c --csv > difference.csv",
         "mnemoscope compare keras.onnx torch.onnx --corpus corpus.txt --positions 2000 \\",
         "    --tolerance 1e-4",
         "mnemoscope compare int8.onnx fp32.nc --corpus corpus.txt --method fd -o difference.png",
@@ -79,13 +73,13 @@ class _Tolerance(click.FloatRange):
 )
 @click.option(
     "--tolerance",
-    type=_Tolerance(),
+    type=Finite(above=False),
     help="Fail (status 1) if the mean gradients differ by more, relative to B, at any delay.",
 )
 @click.option("--all-delays", is_flag=True, help="Print every delay, not a selection.")
 @output_option("figure (.png, .svg or .pdf)", required=False)
 @analysis_options()
-@reports("json")
+@reports("json", "csv")
 def compare(
     a: str,
     b: str,
@@ -128,6 +122,8 @@ def compare(
             f"A tolerance must not pass over states: {_unmatched(left_a, left_b)} "
             "Name partners with --match A=B, or the states to test with --state."
         )
+    if tolerance is not None:
+        _check_gradients(sides, pairs)
     recorded = next((s.recorded() for s in sides if s.tree is not None), {})
     asked = {k: v for k, v in options.items() if v is not None}
     trees = [
@@ -163,9 +159,9 @@ def compare(
     def render(console: Console) -> None:
         for which, path, tree in zip("AB", (a, b), trees, strict=True):
             made = ", ".join(f"{k} {tree.attrs[k]}" for k in _MADE if k in tree.attrs)
-            console.print(f"{which}: {path} ({made})", soft_wrap=True)
+            console.print(f"{which}: {path} ({one_line(made)})", soft_wrap=True)
         for note in found.notes:
-            console.print(f"Note: {note}", soft_wrap=True)
+            console.print(f"Note: {one_line(note)}", soft_wrap=True)
         if left_a or left_b:
             console.print(f"Note: {_unmatched(left_a, left_b)}", soft_wrap=True)
         console.print()
@@ -189,7 +185,18 @@ def compare(
         "tolerance": tolerance,
         "passed": passed,
     }
-    return Report(data, render, passed=passed is not False)
+    rows = [
+        {
+            "state_a": state.a,
+            "state_b": state.b,
+            "group": found.group,
+            "normalization": found.normalization,
+            **_flat(row),
+        }
+        for state in found.states
+        for row in state.rows()
+    ]
+    return Report(data, render, rows, passed=passed is not False)
 
 
 @dataclass(frozen=True)
@@ -244,20 +251,14 @@ class _Input:
 
 
 def _open(path: str) -> _Input:
-    """Tell a result from a model by its first bytes, and by its name where it has neither's."""
     from mnemoscope.analyzer import open_model, open_result
 
-    try:
-        with open(path, "rb") as file:
-            result = file.read(4) == b"\x89HDF"
-    except FileNotFoundError:
+    if not os.path.exists(path):
         raise MnemoscopeError(
             f"Expected a result (.nc) or a memory model (.onnx); {path} does not exist. Check the "
             "path."
-        ) from None
-    except OSError:  # a folder, or what may not be read: the readers below say so
-        result = False
-    if result or os.path.splitext(path)[1].lower() != ".onnx":
+        )
+    if is_result(path):
         return _Input(path, tree=open_result(path))
     return _Input(path, model=open_model(path))
 
@@ -289,6 +290,19 @@ def _check_options(
     if method is None:
         method = next((s.recorded().get("method") for s in sides if s.tree is not None), None)
     check_step(step, method)
+
+
+def _check_gradients(sides: list[_Input], pairs: list[tuple[str, str]]) -> None:
+    """Refuse a tolerance that would be held against something else than it says."""
+    for which, side, states in zip("AB", sides, zip(*pairs, strict=True), strict=True):
+        if side.tree is None:
+            continue
+        for state in states:
+            if "gradient" not in side.tree[state].data_vars:
+                raise MnemoscopeError(
+                    f"A tolerance is held against the mean gradients, and {which} ({side.path}) "
+                    f"holds none of {state}. Analyse it again, or compare without --tolerance."
+                )
 
 
 def _parse_matches(matches: tuple[str, ...]) -> dict[str, str]:
@@ -342,6 +356,17 @@ def _state_data(state: StateComparison) -> dict[str, Any]:
     }
 
 
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with a column for each number: ``angles5_1`` to ``angles5_5``, the largest first."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, list) and len(value) > 1:
+            flat |= {f"{key}_{i}": v for i, v in enumerate(value, 1)}
+        else:
+            flat[key] = value[0] if isinstance(value, list) else value
+    return flat
+
+
 def _print_state(console: Console, state: StateComparison, all_: Comparison, every: bool) -> None:
     from rich.table import Table
 
@@ -387,7 +412,7 @@ def _print_state(console: Console, state: StateComparison, all_: Comparison, eve
         for cells in zip(*columns.values(), strict=True):
             table.add_row(*cells)
         console.print(table)
-    if state.no_gradients and state.no_angles is None:
+    if state.no_gradients and all_.same_space:  # of other spaces a note has told
         console.print(f"Mean gradients not compared: {state.no_gradients}.", soft_wrap=True)
     console.print(f"{name}: {_said(state)}\n", soft_wrap=True)
 
@@ -410,11 +435,22 @@ def _said(state: StateComparison) -> str:
     tests = {"gradient": "sign-flip test of the mean gradients", "sigma1": "t test of σ₁"}
     if state.test == "none":
         return "not tested: the results keep too few blocks for standard errors."
+    of = len(state.delay)
+    tested = sum(not math.isnan(p) for p in state.p_value)
+    if not tested:
+        return "not tested: at no delay is σ₁ clear of its noise floor, in A or in B."
     test = f"{tests[state.test]}, 1 % for all delays together"
+    if tested == of:
+        where = "at any delay"
+    else:
+        where = f"at any of {tested} delays"
+        lacking = "too few blocks" + (" or σ₁ within its noise" if state.test == "sigma1" else "")
+        test += f"; not tested at {of - tested}: {lacking}"
     if state.first_difference is None:
-        return f"no difference beyond noise at any delay ({test})."
-    count, of = int(state.differs.sum()), len(state.delay)
-    return f"differs beyond noise from delay {state.first_difference}, at {count} of {of} ({test})."
+        return f"no difference beyond noise {where} ({test})."
+    count = int(state.differs.sum())
+    first = f"differs beyond noise from delay {state.first_difference}"
+    return f"{first}, at {count} of {tested} ({test})."
 
 
 def _print_verdict(

@@ -6,18 +6,19 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 from mnemoscope.analyzer.errors import MnemoscopeError
 
+from ._analysis import Finite
 from ._lazy import example
 from ._output import check_output, output_option
 
 if TYPE_CHECKING:
     from mnemoscope.exporters._report import Report
-    from mnemoscope.exporters.shipped import Report as ShippedReport
 
 
 def _vocabulary_options(command: Callable) -> Callable:
@@ -51,7 +52,7 @@ def _check_options(command: Callable) -> Callable:
         ),
         click.option(
             "--tolerance",
-            type=click.FloatRange(min=0, min_open=True),
+            type=Finite(),
             help="Largest accepted difference from the original.",
         ),
     ]
@@ -113,11 +114,7 @@ def torch(
     from mnemoscope.exporters._load import load_object
 
     report = pytorch.export(load_object(reference), output, **_given(options))
-    for line in _lines(report):
-        click.echo(line)
-    if options["weights"] is None:
-        click.echo("No --weights given: the weights are as OBJECT left them.")
-    click.echo(f"Written to {output}; next: mnemoscope inspect {output}")
+    _tell(report, output, unweighted=options["weights"] is None)
 
 
 @export.command(
@@ -139,20 +136,21 @@ def keras(source: str, output: str, state_names: str | None, **options: Any) -> 
     """Export a Keras language model and check the file.
 
     MODEL is a .keras file, an H5 file, a SavedModel folder, or FILE.py:OBJECT with a keras.Model
-    in FILE.py, or a class or function that returns one. A model file runs no code; FILE.py is run.
+    in FILE.py, or a class or function that returns one. FILE.py is run. A .keras or H5 file runs no
+    code of its own; a SavedModel is a program of TensorFlow's operations, run if all of them are
+    known to compute from their inputs alone.
     """
     files = [source, source.rpartition(":")[0], options["weights"], options["vocabulary"]]
     check_output(output, inputs=[f for f in files if f])
     options["state_names"] = _names(state_names)
     _require_tensorflow("a Keras model")
-    from mnemoscope.exporters import tensorflow
+    with _without_chatter():
+        from mnemoscope.exporters import tensorflow
 
-    whole = os.path.isfile(os.path.join(source, "saved_model.pb"))
-    model = source if whole else tensorflow.load_model(source)
-    report = tensorflow.export(model, output, **_given(options))
-    _tell(report, output)
-    if options["weights"] is None and not os.path.exists(source):
-        click.echo("No --weights given: the weights are as OBJECT left them.")
+        whole = os.path.isfile(os.path.join(source, "saved_model.pb"))
+        model = source if whole else tensorflow.load_model(source)
+        report = tensorflow.export(model, output, **_given(options))
+    _tell(report, output, unweighted=options["weights"] is None and not os.path.exists(source))
 
 
 @export.command(
@@ -181,9 +179,11 @@ def tf1_checkpoint(checkpoint: str, output: str, state_names: str | None, **opti
     check_output(output, inputs=[f for f in files if f])
     options["state_names"] = _names(state_names)
     _require_tensorflow("a TensorFlow 1 checkpoint")
-    from mnemoscope.exporters import tf1_checkpoint as exporter
+    with _without_chatter():
+        from mnemoscope.exporters import tf1_checkpoint as exporter
 
-    _tell(exporter.export(checkpoint, output, **_given(options)), output)
+        report = exporter.export(checkpoint, output, **_given(options))
+    _tell(report, output)
 
 
 @export.command(
@@ -210,31 +210,11 @@ def onnx(shipped: str, output: str, **options: Any) -> None:
     check_output(output, inputs=[shipped, *(f for f in files if f)])
     from mnemoscope.exporters import shipped as exporter
 
-    report = exporter.export(shipped, output, **_given(options))
-    for line in _shipped_lines(report):
-        click.echo(line)
-    click.echo(f"Written to {output}; next: mnemoscope inspect {output}")
-
-
-def _shipped_lines(report: ShippedReport) -> Iterator[str]:
-    for name, why in report.evidence:
-        yield f"{name}: {why}."
-    yield (
-        f"Reads {report.tokens} in {report.vocabulary_size:,} kinds, embedding of "
-        f"{report.embedding_size}; logits: {report.logits}"
-        f"{', log-probabilities' if report.normalized else ''}."
-    )
-    yield "States: " + ", ".join(f"{s.name} ({s.kind}, layer {s.layer})" for s in report.states)
-    yield from (f"Note: {note}" for note in report.notes)
-    parity = report.parity
-    yield (
-        f"Differs from the original by {parity.worst:.1e} at most over {parity.steps} steps and "
-        f"batches of {', '.join(map(str, parity.batches))} ({parity.tolerance:.0e} allowed)."
-    )
+    _tell(exporter.export(shipped, output, **_given(options)), output)
 
 
 def _require_tensorflow(what: str) -> None:
-    """Say what to install, and keep TensorFlow from talking."""
+    """Say what to install, where something is missing."""
     missing = [name for name in ("tensorflow", "tf2onnx") if find_spec(name) is None]
     if missing:
         raise MnemoscopeError(
@@ -242,19 +222,24 @@ def _require_tensorflow(what: str) -> None:
             f"{'is' if len(missing) == 1 else 'are'} not installed here. Install: "
             "pip install 'mnemoscope[tensorflow]'"
         )
-    # Before the import: its C++ part reads these when it is loaded.
+
+
+def _without_chatter() -> AbstractContextManager[None]:
+    """TensorFlow as it is needed here, and quiet; to be called before it is imported."""
+    from mnemoscope.exporters._quiet import silenced
+
+    # Its C++ part reads these when it is loaded.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    for name in ("tensorflow", "absl", "tf2onnx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    return silenced("tensorflow", "absl", "tf2onnx", level=logging.ERROR)
 
 
-def _tell(report: Report, output: str) -> None:
-    for line in _lines(report, "Made from"):
+def _tell(report: Report, output: str, *, unweighted: bool = False) -> None:
+    for line in _lines(report):
         click.echo(line)
-    for note in report.notes:
-        click.echo(note)
+    if unweighted:
+        click.echo("No --weights given: the weights are as OBJECT left them.")
     click.echo(f"Written to {output}; next: mnemoscope inspect {output}")
 
 
@@ -262,14 +247,16 @@ def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
-def _lines(report: Report, made: str = "Traced by") -> Iterator[str]:
+def _lines(report: Report) -> Iterator[str]:
+    yield from (f"{name}: {why}." for name, why in report.evidence)
     logits = f"{report.logits}{', log-probabilities' if report.normalized else ''}"
     yield f"Tokens {report.tokens} in {report.vocabulary_size:,} kinds, logits {logits}."
     yield f"Embedding of {report.embedding_size}; initial state: {report.initial}."
     yield "States: " + ", ".join(f"{s.name} ({s.kind}, layer {s.layer})" for s in report.states)
+    yield from (f"Note: {note}" for note in report.notes)
     parity = report.parity
     yield (
-        f"{made} {report.route}; differs from the original by {parity.worst:.1e} at most over "
+        f"Step from {report.route}; differs from the original by {parity.worst:.1e} at most over "
         f"{parity.steps} steps and batches of {', '.join(map(str, parity.batches))} "
         f"({parity.tolerance:.0e} allowed)."
     )

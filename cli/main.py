@@ -12,6 +12,7 @@ from mnemoscope.analyzer.errors import MnemoscopeError
 
 from ._guard import guarded
 from ._lazy import LazyGroup, example
+from ._output import one_line
 
 _LONGEST = 950  # characters of a message
 
@@ -57,8 +58,8 @@ class _Root(LazyGroup):
 
 
 def _shown(message: str) -> str:
-    """A message whose parts come from a file, as one line that a terminal may be given."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    """A message whose parts come from a file, as one line of bounded length."""
+    text = one_line(message)
     if len(text) <= _LONGEST:
         return text
     # The end says what to do.
@@ -81,6 +82,7 @@ def _silence_stdout() -> None:
         "plot": ".plot:plot",
         "check": ".check:check",
         "compare": ".compare:compare",
+        "words": ".words:words",
         "corpus": ".corpus:corpus",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from mnemoscope.analyzer import _runtime
 from mnemoscope.analyzer._passes import reads
 from mnemoscope.analyzer.errors import ModelError
 from onnx import TensorProto, helper, numpy_helper
@@ -235,15 +236,19 @@ def _axes(shapes: list[tuple[int, ...]], name: str) -> tuple[int, int]:
             f"The embedding {name!r} must have one batch axis; it has the shape {list(two)} for "
             f"2 streams and {list(three)} for 3. Name another tensor with the option embedding."
         )
-    return differing[0], int(np.prod(two)) // 2
+    width = int(np.prod(two)) // 2
+    if not width:
+        raise EmbeddingError(
+            f"The embedding {name!r} holds no numbers: its shape is {list(two)} for 2 streams. "
+            "Expected at least one number for each token."
+        )
+    return differing[0], width
 
 
 def _observe_shape(
     model: onnx.ModelProto, prefix: list[onnx.NodeProto], tokens: str, name: str
 ) -> list[tuple[int, ...]]:
     """The shape of the tensor `name` for 2 and for 3 streams, by running what leads to it."""
-    import onnxruntime as ort
-
     part = onnx.ModelProto()
     part.CopyFrom(model)
     del part.graph.node[:], part.graph.output[:], part.graph.value_info[:]
@@ -255,12 +260,14 @@ def _observe_shape(
     initializers = [t for t in model.graph.initializer if t.name in needed]
     del part.graph.initializer[:]
     part.graph.initializer.extend(initializers)
-    element = element_types(model.graph).get(name, TensorProto.FLOAT)
-    part.graph.output.append(helper.make_tensor_value_info(name, element, None))
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised; the rest is noise
-    session = ort.InferenceSession(
-        part.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
     dtype = helper.tensor_dtype_to_np_dtype(kept[0].type.tensor_type.elem_type)
-    return [session.run([name], {tokens: np.zeros((n, 1), dtype)})[0].shape for n in (2, 3)]
+    try:
+        return [
+            _runtime.evaluate(part, [name], {tokens: np.zeros((n, 1), dtype)})[name].shape
+            for n in (2, 3)
+        ]
+    except ModelError as error:
+        raise EmbeddingError(
+            f"The embedding {name!r} cannot be computed for 2 and for 3 streams: {error} Name "
+            "another tensor with the option embedding."
+        ) from error

@@ -7,8 +7,9 @@ closed. tf2onnx turns it into LSTM nodes and Loops, and `shipped` finds the stat
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import onnx
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import Roles, State, read_roles, write_roles
+from mnemoscope.analyzer.roles import read_roles, require_state_names, write_roles
 from tensorflow.core.protobuf import saved_model_pb2
 
 from . import shipped
@@ -27,16 +28,30 @@ from ._memory_model import require_writable, save
 from ._parity import Feeds, check_sequences
 from ._report import Report
 from ._shipped_roles import RolesNeeded
+from ._vocabulary import VocabularyOptions
 
-# A SavedModel is a program. These of TensorFlow's operations reach beyond it: files, code, network.
-_REACH_OUT = (
-    "ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc",
-    "WholeFileReader", "WholeFileReaderV2", "TextLineReader", "TextLineReaderV2", "TFRecordReader",
-    "TFRecordReaderV2", "FixedLengthRecordReader", "FixedLengthRecordReaderV2", "TextLineDataset",
-    "TFRecordDataset", "FixedLengthRecordDataset", "ImmutableConst", "PrintV2", "RemoteCall",
-    "LoadDataset", "SaveDataset", "SaveDatasetV2", "RpcCall", "RpcClient", "RpcServer",
-    "LookupTableImport", "InitializeTableFromTextFile", "InitializeTableFromTextFileV2",
-)  # fmt: skip
+# A SavedModel is a program, and TensorFlow has over a thousand operations, among them many that
+# read and write files, run code or use the network. What loading or a signature may run must be
+# one of those that tf2onnx converts, which compute from their inputs, or of these.
+_HARMLESS = re.compile(
+    "|".join(
+        (
+            r"(Stateful)?PartitionedCall|Case|StatelessCase|Assert|ControlTrigger",
+            r"VarHandleOp|(Read|Assign|Destroy)(\w*Variable|Resource)Op|VariableShape",
+            r"Resource(Gather(Nd)?|Scatter\w+|Apply\w+)|VariableV2|Variable|Assign",
+            r"Enter|Exit|NextIteration|Switch|Merge|LoopCond",  # loops of TensorFlow 1
+            r"TensorList\w+|EmptyTensorList|TensorArray\w+|Stack(Push|Pop)?V2",
+            r"(Mutable)?HashTable(V2)?|AnonymousHashTable|InitializeTable(V2)?",
+            r"LookupTable(Insert|Remove|Export)V2|CudnnRNN\w*|Random(Uniform|Normal|Gamma)\w*",
+            r"Stateless(Random|Truncated|Multinomial|Parameterized)\w*|TruncatedNormal",
+            r"\w+Grad(V\d)?|BroadcastGradientArgs|PreventGradient|ConcatOffset",
+            r"Rank|Empty|LinSpace|Bitcast|ListDiff|ApproximateEqual|LogicalXor|Log1p|Expm1|Xdivy",
+            r"Xlogy|Xlog1py",
+        )
+    )
+)
+# A graph of TensorFlow 1 reads its variables by operations of its own.
+_READS_VARIABLES = {"RestoreV2", "Restore"}
 _LARGEST_GRAPH = 2**31 - 1
 
 
@@ -46,7 +61,13 @@ def is_saved_model(path: Any) -> bool:
 
 
 def export_saved_model(
-    folder: str | os.PathLike[str], path: str | os.PathLike[str], **options: Any
+    folder: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    said: VocabularyOptions,
+    names: Sequence[str] | None,
+    *,
+    seed: int,
+    tolerance: float | None,
 ) -> Report:
     """Write the language model in a SavedModel folder as a memory model.
 
@@ -54,13 +75,15 @@ def export_saved_model(
         folder: What ``model.export(folder)`` or ``tf.saved_model.save`` wrote: one signature
             that takes token ids ``[batch, time]`` and gives logits.
         path: The ONNX file to write.
-        options: As of `shipped.export`, and ``state_names``.
+        said: What a user says of the tokens.
+        names: Of the states, in their order; None keeps those that are found.
+        seed: As of `shipped.export`.
+        tolerance: As of `shipped.export`.
 
     Raises:
         ModelError: The folder cannot be used, or its states are not found; nothing is written.
     """
     target = require_writable(path)
-    names = options.pop("state_names", None)
     _require_harmless(Path(folder))
     try:
         loaded = tf.saved_model.load(os.fspath(folder))
@@ -81,7 +104,9 @@ def export_saved_model(
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / target.name
         try:
-            found = shipped.export(graph, file, **options)
+            found = shipped.write(
+                graph, file, said, keras_reserved=True, seed=seed, tolerance=tolerance
+            )
         except RolesNeeded as error:
             reason = str(error).partition(" A template")[0]
             raise ModelError(
@@ -90,13 +115,12 @@ def export_saved_model(
             ) from error
         model = onnx.load(file)
     roles, vocabulary = read_roles(model)
-    states = _named(roles.states, names)
-    source = {
-        **roles.source,
-        "framework": "tensorflow",
-        "framework_version": tf.__version__,
-    }
-    roles = Roles(roles.tokens, roles.embedding, states, roles.logits, roles.normalized, source)
+    states = roles.states
+    if names is not None:
+        require_state_names(names, of=[s.name for s in states])
+        states = tuple(replace(s, name=n) for s, n in zip(states, names, strict=True))
+    source = {**roles.source, "framework": "tensorflow", "framework_version": tf.__version__}
+    roles = replace(roles, states=states, source=source)
     del model.metadata_props[:]
     write_roles(model, roles, vocabulary)
     which = [o.name for o in graph.graph.output].index(found.logits.split(" ")[0])
@@ -109,40 +133,25 @@ def export_saved_model(
         model,
         whole,
         vocabulary_size=found.vocabulary_size,
-        lengths=(6,),
+        lengths=(spec.shape[1] or 6,) if spec.shape.rank == 2 else (6,),
+        batches=(1, 2, 5) if not spec.shape.rank or spec.shape[0] is None else (spec.shape[0],),
         from_random=False,
-        tolerance=options.get("tolerance"),
-        seed=options.get("seed") or 0,
+        tolerance=tolerance,
+        seed=seed,
     )
     save(model, target)
-    return Report(
+    return replace(
+        found,
         path=str(target),
         tokens="[batch, time]",
-        logits=found.logits,
-        vocabulary_size=found.vocabulary_size,
-        embedding_size=found.embedding_size,
-        normalized=found.normalized,
         states=states,
-        initial="the graph's own",
         route="a SavedModel, converted whole by tf2onnx",
         parity=parity,
         notes=(
-            *(f"{role}: {why}." for role, why in found.evidence),
             *found.notes,
             "A SavedModel keeps no names of layers: give --state-names, or save a .keras file.",
         ),
     )
-
-
-def _named(states: tuple[State, ...], names: Any) -> tuple[State, ...]:
-    if names is None:
-        return states
-    if len(names) != len(states):
-        raise ModelError(
-            f"Expected {len(states)} state names, for {', '.join(s.name for s in states)}; found "
-            f"{len(names)}: {', '.join(names)}."
-        )
-    return tuple(replace(s, name=n) for s, n in zip(states, names, strict=True))
 
 
 def _signature(loaded: Any, folder: str) -> tuple[Any, str, tf.TensorSpec]:
@@ -173,21 +182,74 @@ def _require_harmless(folder: Path) -> None:
         message.ParseFromString(file.read_bytes())
     except DecodeError as error:
         raise ModelError(f"{str(file)!r} is damaged, or no SavedModel.") from error
-    bad = sorted(set(_operations(message)) & set(_REACH_OUT))
+    from tf2onnx import onnx_opset  # noqa: F401 (registers what can be converted)
+    from tf2onnx.handler import tf_op
+
+    converted = {name for version in tf_op.get_opsets()[""] for name in version}
+    bad = sorted(
+        name
+        for meta in message.meta_graphs
+        for name in _operations(meta) - converted
+        if not _HARMLESS.fullmatch(name)
+    )
     if bad:
         raise ModelError(
-            f"{str(folder)!r} uses {', '.join(bad)}, which reaches out of the model, to files or "
-            "to code. It was not loaded; export a model that computes from its input alone."
+            f"{str(folder)!r} uses {', '.join(bad[:8])}{' and more' if len(bad) > 8 else ''}, not "
+            "known to compute from its inputs alone: it may reach out of the model, to files or "
+            "to code. It was not loaded; save the model with model.save('m.keras'), or export a "
+            "model that computes from its input alone."
         )
 
 
-def _operations(message: Any) -> Iterator[str]:
-    for graph in message.meta_graphs:
-        for node in graph.graph_def.node:
-            yield node.op
-        for function in graph.graph_def.library.function:
-            for node in function.node_def:
-                yield node.op
+def _operations(meta: Any) -> set[str]:
+    """The operations that loading `meta` or calling a signature of it may run."""
+    library = {f.signature.name: f.node_def for f in meta.graph_def.library.function}
+    if meta.HasField("object_graph_def"):
+        # TensorFlow 2 runs functions only: signatures, and those that set up resources. Functions
+        # that save the variables are in the library as well, but belong to no object.
+        found: set[str] = set()
+        waiting = list(meta.object_graph_def.concrete_functions)
+    else:
+        found, waiting = _of_nodes(_restored_or_fetched(meta), library)
+        found -= _READS_VARIABLES
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen and name in library:
+            seen.add(name)
+            operations, called = _of_nodes(library[name], library)
+            found |= operations
+            waiting += called
+    return found
+
+
+def _of_nodes(nodes: Iterable[Any], library: Container[str]) -> tuple[set[str], list[str]]:
+    """The operations of `nodes`, and the functions that they call."""
+    operations, called = set(), []
+    for node in nodes:
+        if node.op in library:
+            called.append(node.op)
+        else:
+            operations.add(node.op)
+        for value in node.attr.values():
+            called += [value.func.name, *(f.name for f in value.list.func)]
+    return operations, called
+
+
+def _restored_or_fetched(meta: Any) -> list[Any]:
+    """The nodes of a graph of TensorFlow 1 that restore its variables or lead to its outputs."""
+    nodes = {n.name: n for n in meta.graph_def.node}
+    waiting = [o.name for s in meta.signature_def.values() for o in s.outputs.values()]
+    waiting.append(meta.saver_def.restore_op_name)
+    for collection in meta.collection_def.values():  # the initialisers are in some of them
+        waiting += collection.node_list.value
+    seen: dict[str, Any] = {}
+    while waiting:
+        name = waiting.pop().lstrip("^").partition(":")[0]
+        if name in nodes and name not in seen:
+            seen[name] = nodes[name]
+            waiting += nodes[name].input
+    return list(seen.values())
 
 
 def _first(error: Exception) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -15,6 +13,7 @@ from mnemoscope.analyzer.roles import OPSET
 from onnx import TensorProto, helper, numpy_helper
 
 from ._graph import copy_node, element_types
+from ._quiet import silenced
 
 _WHOLE = frozenset({TensorProto.INT32, TensorProto.INT64})
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE})
@@ -38,7 +37,8 @@ def trace(step: Callable, signature: Sequence[tf.TensorSpec]) -> onnx.ModelProto
     import tf2onnx
 
     try:
-        with _quiet():
+        # tf2onnx reports its progress, and what it is about to raise.
+        with silenced("tf2onnx", "tensorflow"):
             model, _ = tf2onnx.convert.from_function(
                 tf.function(step, autograph=False), input_signature=list(signature), opset=OPSET
             )
@@ -182,17 +182,3 @@ def _spell_one_hot(graph: onnx.GraphProto) -> None:
         ]
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """tf2onnx reports its progress, and what it is about to raise."""
-    loggers = [logging.getLogger(n) for n in ("tf2onnx", "tensorflow")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -48,14 +48,17 @@ def load_object(
     if not path.is_file():
         raise ModelError(f"There is no file {file!r}; expected FILE.py:OBJECT.")
     found: Any = _import(path)
+    where = file
     for part in name.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
-            names = [n for n in vars(found) if not n.startswith("_")]
+            # Not vars: a number or a tuple has no namespace of its own.
+            names = sorted(n for n in dir(found) if not n.startswith("_"))
             raise ModelError(
-                f"{file!r} has no {name!r}; it has {', '.join(sorted(names)) or 'nothing'}."
+                f"{where!r} has no {part!r}; it has {_few(names, 12) or 'nothing'}."
             ) from None
+        where = f"{where}:{part}" if where == file else f"{where}.{part}"
     return _as_model(found, reference, accepts or _is_torch_module, expected)
 
 
@@ -207,6 +210,6 @@ def _tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     ]
 
 
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more
+def _few(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more

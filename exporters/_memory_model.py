@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
+from mnemoscope.analyzer import _runtime
 from mnemoscope.analyzer._files import replacing
 from mnemoscope.analyzer._passes import reads
 from mnemoscope.analyzer._version import __version__
@@ -74,7 +75,10 @@ def build_memory_model(
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the checker's errors share no base class
-        raise ModelError(f"onnx.checker refuses the written model: {error}") from error
+        raise ModelError(
+            "The written model is not valid: its operators, types and shapes contradict each "
+            f"other ({_runtime.said(error)}). Does the source run as it is?"
+        ) from error
     return model
 
 

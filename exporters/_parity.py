@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import onnx
 from mnemoscope.analyzer import _runtime
+from mnemoscope.analyzer._limits import limited
 from mnemoscope.analyzer.errors import ModelError
 from mnemoscope.analyzer.roles import Roles, read_roles
 
@@ -186,11 +188,13 @@ class _Written:
             self._session = _runtime.session(model)
         except ModelError as error:
             raise ParityError(f"The written model: {error}") from error
+        self._size = model.ByteSize()
         self._names = [o.name for o in self._session.get_outputs()]
 
     def run(self, feeds: Feeds) -> Feeds:
         try:
-            results = _runtime.run(self._session, self._names, feeds)
+            with limited("one step of the model", self._size):
+                results = _runtime.run(self._session, self._names, feeds)
         except ModelError as error:
             streams = len(next(iter(feeds.values())))
             raise ParityError(f"The written model, for {streams} streams: {error}") from error
@@ -219,14 +223,30 @@ def initial_states(model: onnx.ModelProto, roles: Roles, batch: int) -> Feeds:
             feeds[state.input] = np.zeros(shape, dtypes[state.input])
         if state.initial is None:
             continue
-        # Bring the component to the front as [batch, ...]; assignment goes through the view.
-        view = np.moveaxis(feeds[state.input], state.batch_axis, 0)
-        if state.layer_axis is not None:
-            assert state.layer_index is not None
-            after = state.layer_axis + (state.layer_axis < state.batch_axis)
-            view = np.moveaxis(view, after, 0)[state.layer_index]
+        view = state_view(feeds[state.input], state)
         view[...] = np.reshape(np.array(state.initial, view.dtype), view.shape[1:])
     return feeds
+
+
+class Placed(Protocol):
+    """Where a component lies in a tensor, as a `State` says it."""
+
+    @property
+    def batch_axis(self) -> int: ...
+    @property
+    def layer_axis(self) -> int | None: ...
+    @property
+    def layer_index(self) -> int | None: ...
+
+
+def state_view(tensor: np.ndarray, place: Placed) -> np.ndarray:
+    """One component as ``[batch, ...]``: a view, so that assigning to it changes `tensor`."""
+    view = np.moveaxis(tensor, place.batch_axis, 0)
+    if place.layer_axis is not None:
+        axis = place.layer_axis + (place.layer_axis < place.batch_axis)
+        assert place.layer_index is not None
+        view = np.moveaxis(view, axis, 0)[place.layer_index]
+    return view
 
 
 def _shaken(value: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -15,8 +15,10 @@ class Report:
 
     Attributes:
         path: The file written.
-        tokens: Layout of the source's tokens: ``[batch, time]`` or ``[time, batch]``.
-        logits: Layout of its logits over the axes N (batch), T (time) and V.
+        tokens: Layout of the source's tokens, such as ``[batch, time]``, or of a shipped file's
+            input, such as ``x [N, T]``.
+        logits: Layout of its logits over the axes N (batch), T (time) and V, or the name of a
+            shipped file's output.
         vocabulary_size: V.
         embedding_size: E.
         normalized: The logits are log-probabilities.
@@ -25,6 +27,7 @@ class Report:
         route: How the step was made from the source.
         parity: Agreement of the written file with the source.
         notes: What a reader of the results must know besides, a sentence each.
+        evidence: Role → why, where roles were inferred; role names are tensors' and states'.
     """
 
     path: str
@@ -38,3 +41,4 @@ class Report:
     route: str
     parity: Parity
     notes: tuple[str, ...] = ()
+    evidence: tuple[tuple[str, str], ...] = ()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
 from mnemoscope.analyzer import _passes, _runtime
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import State
+from mnemoscope.analyzer.roles import RESERVED, State
 from onnx import helper
 
-from ._parity import Feeds
+from ._parity import Feeds, state_view
 from ._shipped_flat import Flat, flatten
 from ._shipped_free import free_batch
 from ._shipped_roles import kind_of, name_pairs
@@ -74,6 +75,46 @@ class Plan:
         """Whether the shipped model takes and gives every component."""
         return all(p.before is not None and p.after is not None for p in self.parts)
 
+    @cached_property
+    def logits_row(self) -> np.ndarray:
+        """One stream's logits after one step of the flat graph, without the axis of streams."""
+        return np.moveaxis(self._two_streams, self.logits_axis, 0)[0]
+
+    @property
+    def logits_width(self) -> int:
+        """How many numbers the logits output has for a token."""
+        return int(self.logits_row.size)
+
+    @cached_property
+    def logits_axis(self) -> int:
+        """The axis of streams of the logits output.
+
+        Raises:
+            ModelError: There is none, or several.
+        """
+        two, three = self._two_streams, self._logits_of(3)
+        if two.ndim != three.ndim:
+            raise ModelError(f"The rank of the output {self.logits!r} changes with its streams.")
+        axes = [a for a, (m, n) in enumerate(zip(two.shape, three.shape, strict=True)) if m != n]
+        if len(axes) != 1 or three.shape[axes[0]] != 3 or two.shape[axes[0]] != 2:
+            raise ModelError(
+                f"The output {self.logits!r} must have one axis of streams; it is "
+                f"{list(two.shape)} for 2 streams and {list(three.shape)} for 3."
+            )
+        return axes[0]
+
+    @cached_property
+    def _two_streams(self) -> np.ndarray:
+        return self._logits_of(2)
+
+    def _logits_of(self, streams: int) -> np.ndarray:
+        feeds = {}
+        for name, value in self.feeds.items():
+            i = self.interface
+            axis = i.axes.index("N") if name == i.x else i.states[name]
+            feeds[name] = np.repeat(np.take(value, [0], axis), streams, axis)
+        return _runtime.evaluate(self.flat.model, [self.logits], feeds)[self.logits]
+
     def read(self, outputs: Feeds, part: Part) -> np.ndarray:
         """A component's new value ``[N, n]`` from the shipped model's outputs."""
         assert part.after is not None
@@ -92,23 +133,13 @@ class Plan:
         return new
 
 
-def _rows(tensor: np.ndarray, place: Place) -> np.ndarray:
-    """A view ``[N, ...]`` of a component's slice."""
-    view = np.moveaxis(tensor, place.batch_axis, 0)
-    if place.layer_axis is not None:
-        axis = place.layer_axis + (place.layer_axis < place.batch_axis)
-        assert place.layer_index is not None
-        view = np.moveaxis(view, axis, 0)[place.layer_index]
-    return view
-
-
 def _take(tensor: np.ndarray, place: Place) -> np.ndarray:
-    rows = _rows(tensor, place)
+    rows = state_view(tensor, place)
     return rows.reshape(rows.shape[0], -1)[:, list(place.order)]
 
 
 def _write(tensor: np.ndarray, place: Place, value: np.ndarray) -> None:
-    view = _rows(tensor, place)
+    view = state_view(tensor, place)
     flat = np.empty((view.shape[0], value.shape[1]), tensor.dtype)
     flat[:, list(place.order)] = value
     view[...] = flat.reshape(view.shape)
@@ -207,7 +238,7 @@ def _step_feeds(frozen: onnx.ModelProto, source: Source) -> tuple[Feeds, onnx.Mo
         del graph.value_info[:]
         frozen = free_batch(frozen, source, feeds)
     try:
-        _runtime.run(_runtime.session(frozen, threads=1), None, feeds)
+        _runtime.evaluate(frozen, [o.name for o in frozen.graph.output], feeds)
     except ModelError as error:
         raise Undecided(f"it does not run for {STREAMS} streams and one step ({error})") from error
     return feeds, frozen
@@ -237,9 +268,7 @@ def _check_layout(flat: Flat, interface: Interface, feeds: Feeds) -> None:
 
 
 def _outputs(flat: Flat, feeds: Feeds) -> Feeds:
-    names = [o.name for o in flat.model.graph.output]
-    results = _runtime.run(_runtime.session(flat.model, threads=1), names, feeds)
-    return {n: np.asarray(v) for n, v in zip(names, results, strict=True)}
+    return _runtime.evaluate(flat.model, [o.name for o in flat.model.graph.output], feeds)
 
 
 def _refuse_computed_starts(parts: list[Part]) -> None:
@@ -332,8 +361,7 @@ def _remark_on_names(part: Part) -> None:
 
 def _tidy(name: str) -> str:
     clean = "".join(c if c.isprintable() and c != "/" else "." for c in name)
-    reserved = ("embedding", "delay", "group", "normalization", "leading", "embedding_whitening")
-    return clean if clean not in reserved else f"state.{clean}"
+    return clean if clean not in RESERVED else f"state.{clean}"
 
 
 def _parts_as_said(
@@ -364,6 +392,11 @@ def _parts_as_said(
             raise ModelError(f"The roles put the state {s.name!r} at place {s.layer_index} of an "
                              f"axis of {count}.")  # fmt: skip
         size = feeds[s.input].size // STREAMS // count
+        if s.initial is not None and len(s.initial) != size:
+            raise ModelError(
+                f"The initial value of the state {s.name!r} has {len(s.initial)} elements; its "
+                f"tensor has {size} for each stream."
+            )
         order = tuple(range(size))
         before = Place(s.input, s.batch_axis, s.layer_axis, s.layer_index, count, order)
         after = Place(s.output, s.batch_axis, s.layer_axis, s.layer_index, count, order)
@@ -382,6 +415,10 @@ def _choose_logits(
         if given["logits"] not in outputs:
             raise ModelError(f"The roles name {given['logits']!r} as logits; the graph's outputs "
                              f"are {', '.join(outputs)}.")  # fmt: skip
+        shape = list(outputs[given["logits"]].shape)
+        if 0 in shape:
+            raise ModelError(f"The logits {given['logits']!r} hold no numbers: their shape is "
+                             f"{shape}. Expected one number for each token.")  # fmt: skip
         return str(given["logits"])
     left = [n for n, v in outputs.items() if n not in taken and v.size
             and np.issubdtype(v.dtype, np.floating)]  # fmt: skip

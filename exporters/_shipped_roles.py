@@ -10,7 +10,7 @@ from typing import Any
 
 from mnemoscope.analyzer._files import replacing
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import Kind, State, _read
+from mnemoscope.analyzer.roles import Kind, State, _read, require_state_names
 
 _PLAIN = {"version": int, "tokens": str, "features": str, "layout": str, "logits": str,
           "embedding": str, "constants": dict, "states": list, "help": list}  # fmt: skip
@@ -87,11 +87,10 @@ def read_given(source: Any) -> dict[str, Any]:
         if not given.get(key):
             given.pop(key, None)
     if states:
-        names = [s.name for s in states]
-        for name in names:
-            if not name or "/" in name or names.count(name) > 1:
-                raise ModelError(f"{where}: the state name {name!r} is empty, holds a / or comes "
-                                 "twice.")  # fmt: skip
+        try:
+            require_state_names([s.name for s in states])
+        except ModelError as error:
+            raise ModelError(f"{where}: {error}") from error
         given["states"] = states
     return given
 

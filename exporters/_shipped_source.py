@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from mnemoscope.analyzer import _passes, _runtime
+from mnemoscope.analyzer._limits import limited
 from mnemoscope.analyzer.errors import ModelError
 from onnx import helper, numpy_helper
 
@@ -20,6 +21,7 @@ from ._shipped_flat import FLOAT_TYPES
 LENGTHS = "lengths"
 ONES = "ones"
 _RATES = (16000, 8000, 44100, 22050, 48000)
+_LONGEST = 2**14  # steps that a file may insist on
 _LARGEST_INPUT = 2**27  # elements of one input at two streams
 
 _X_NAMES = ("x", "tokens", "token", "input_ids", "ids", "input", "inputs", "targets", "words",
@@ -72,6 +74,7 @@ class Source:
         self.interface = interface
         self.inputs = {i.name: i for i in model.graph.input}
         self.outputs = [o.name for o in model.graph.output]
+        self._size = model.ByteSize()
         loose = onnx.ModelProto()
         loose.CopyFrom(model)
         for value in (*loose.graph.input, *loose.graph.output):
@@ -136,15 +139,17 @@ class Source:
         """
         batch, count = self.interface.batch, values.shape[0]
         if batch is None or batch == count:
-            names = self.outputs
-            results = _runtime.run(self.session, names, self.feeds(values, states))
-            return {n: np.asarray(v) for n, v in zip(names, results, strict=True)}
+            return self._run(self.feeds(values, states))
         if count > batch:
             raise ModelError(f"This model takes {batch} streams.")
         padded = np.concatenate([values, np.repeat(values[-1:], batch - count, 0)])
         wide = {n: np.concatenate([v, np.repeat(np.take(v, [-1], axis), batch - count, axis)], axis)
                 for n, v in states.items() for axis in [self.interface.states[n]]}  # fmt: skip
-        results = _runtime.run(self.session, self.outputs, self.feeds(padded, wide))
+        return self._run(self.feeds(padded, wide))
+
+    def _run(self, feeds: Feeds) -> Feeds:
+        with limited("one run of the model", self._size):
+            results = _runtime.run(self.session, self.outputs, feeds)
         return {n: np.asarray(v) for n, v in zip(self.outputs, results, strict=True)}
 
 
@@ -335,6 +340,11 @@ def _runs(model: onnx.ModelProto, interface: Interface) -> Source | None:
         raise ModelError(
             f"The input {interface.x!r} claims {batch} streams, {time} steps and "
             f"{interface.width} features, more than can be tried."
+        )
+    if time > _LONGEST:
+        raise ModelError(
+            f"The input {interface.x!r} insists on {time:,} steps at a time; at most {_LONGEST:,} "
+            "can be compared with single steps. Export the model with a free axis of time."
         )
     source = Source(model, interface)
     try:

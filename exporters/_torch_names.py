@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import State
+from mnemoscope.analyzer.roles import State, require_state_names
 
 from ._torch_interface import Interface
 from ._torch_recurrent import Component, RecurrentCalls, components
@@ -107,14 +106,7 @@ def _initial(leaf: Leaf, part: _Part) -> tuple[float, ...] | None:
 
 
 def _renamed(found: list[State], names: Sequence[str]) -> tuple[State, ...]:
-    if len(names) != len(found) or len(set(names)) != len(names):
-        raise ModelError(
-            f"Expected {len(found)} distinct state names, one per component "
-            f"({', '.join(s.name for s in found)}); found {', '.join(names) or 'none'}."
-        )
-    for name in names:
-        if not name or "/" in name:
-            raise ModelError(f"A state name must be non-empty and without a slash, not {name!r}.")
+    require_state_names(names, of=[s.name for s in found])
     kinds = {"h": "hidden", "c": "cell"}
     return tuple(
         replace(

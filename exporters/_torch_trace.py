@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -12,6 +11,7 @@ import onnx
 import torch
 from mnemoscope.analyzer.roles import OPSET
 
+from ._quiet import silenced
 from ._torch_state import Leaf, Tensors
 
 # Any size above 1 that is no usual layer width, so that no guard ties the batch to a width.
@@ -95,14 +95,10 @@ def _proto(written: torch.onnx.ONNXProgram | None) -> onnx.ModelProto:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's chatter: deprecations inside its exporter, optional packages it misses."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        silenced("torch.onnx", "torch.export", "onnxscript"),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

@@ -29,7 +29,7 @@ from ._torch_interface import Interface, Step, discover
 from ._torch_names import name_states
 from ._torch_recurrent import RecurrentCalls
 from ._torch_trace import routes
-from ._vocabulary import make_vocabulary
+from ._vocabulary import VocabularyOptions
 
 __all__ = ["Report", "export", "load_object", "load_weights"]
 
@@ -88,7 +88,7 @@ def export(
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"Expected a torch.nn.Module, found a {type(module).__name__}.")
     target = require_writable(path)
-    seed = 0 if seed is None else seed
+    seed = seed or 0
     with torch.no_grad(), warnings.catch_warnings(), _prepared(module) as model:
         # It tells which kernel torch takes: true of every projected LSTM, and of no use here.
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
@@ -103,9 +103,7 @@ def export(
             seed=seed,
         )
         size = interface.vocabulary_size
-        words = make_vocabulary(
-            vocabulary, size, level=level, unknown=unknown, end_of_line=end_of_line
-        )
+        words = VocabularyOptions(vocabulary, level, unknown, end_of_line).make(size)
         calls = RecurrentCalls(model)
         states = name_states(interface, calls, state_names, seed)
         calls.remove()

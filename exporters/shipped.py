@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 from mnemoscope.analyzer import _passes, _runtime
+from mnemoscope.analyzer._limits import limited
 from mnemoscope.analyzer._version import __version__
 from mnemoscope.analyzer.errors import ModelError
 from mnemoscope.analyzer.linearize import build_step
@@ -27,12 +28,13 @@ from onnx import TensorProto, helper, numpy_helper
 from ._embedding import EMBEDDING
 from ._graph import rename_values
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
-from ._parity import Feeds, Parity, ParityError, check_parity, check_sequences
+from ._parity import Feeds, Parity, ParityError, check_parity, check_sequences, state_view
+from ._report import Report
 from ._shipped_flat import opset_of, refuse_backward, without_functions
 from ._shipped_plan import Plan, Slot, Undecided, make_plan
 from ._shipped_roles import RolesNeeded, read_given, write_template
 from ._shipped_source import Source
-from ._vocabulary import make_vocabulary
+from ._vocabulary import VocabularyOptions
 
 __all__ = ["Report", "RolesNeeded", "export"]
 
@@ -44,35 +46,6 @@ _HALF = 2e-2
 # One tread of eight bits is 1/255 of the range: where two runs differ in the last bit of a float,
 # a rounding may fall to either side. Over a sequence the scales differ too.
 _ROUNDED, _ROUNDED_SEQUENCE = 1e-2, 0.1
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an export found.
-
-    Attributes:
-        path: The file written.
-        tokens: The input that is read, and its layout, such as ``x [N, T]``.
-        logits: The output that plays the logits.
-        vocabulary_size: V.
-        embedding_size: E.
-        normalized: The logits are log-probabilities.
-        states: The state components.
-        evidence: Role → why, in the order of the roles; role names are tensors' and states'.
-        notes: What a reader of the results must know.
-        parity: Agreement of the written file with the shipped one.
-    """
-
-    path: str
-    tokens: str
-    logits: str
-    vocabulary_size: int
-    embedding_size: int
-    normalized: bool
-    states: tuple[State, ...]
-    evidence: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    parity: Parity
 
 
 def export(
@@ -94,7 +67,7 @@ def export(
         model: The shipped file (external data beside it), or the model itself.
         path: The ONNX file to write.
         roles: JSON file (see ``docs/shipped.md``) or its content: what inference cannot decide.
-        vocabulary: File with the tokens in any form that `make_vocabulary` knows, or the tokens.
+        vocabulary: File with the tokens in any form that `read_tokens` knows, or the tokens.
         level: ``word`` or ``char``.
         unknown: Token that stands for all that the vocabulary lacks.
         end_of_line: Token that ends a line.
@@ -114,33 +87,58 @@ def export(
         ModelError: The model cannot be used, or the written file would not agree with it; nothing
             is written then.
     """
+    said = VocabularyOptions(vocabulary, level, unknown, end_of_line)
+    return write(model, path, said, roles=roles, features=features, seed=seed, tolerance=tolerance)
+
+
+def write(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    path: str | os.PathLike[str],
+    said: VocabularyOptions,
+    *,
+    keras_reserved: bool = False,
+    roles: str | os.PathLike[str] | dict[str, Any] | None = None,
+    features: str | os.PathLike[str] | np.ndarray | None = None,
+    seed: int | None = None,
+    tolerance: float | None = None,
+) -> Report:
+    """As `export`; `said` is what a user says of the tokens, as in `VocabularyOptions.make`."""
     target = require_writable(path)
     given = read_given(roles)
-    proto = model if isinstance(model, onnx.ModelProto) else load_proto(Path(model))
-    _passes.check_finite(proto)
-    refuse_backward(proto)
-    original = without_functions(proto)
+    file = None if isinstance(model, onnx.ModelProto) else Path(model)
+    with limited("reading the model", file.stat().st_size if file and file.is_file() else 0):
+        proto = model if isinstance(model, onnx.ModelProto) else load_proto(Path(model))
+        _passes.check_finite(proto)
+        refuse_backward(proto)
+        original = without_functions(proto)
     if not given:
         given, stored = _from_metadata(proto)
-        vocabulary = stored if vocabulary is None else vocabulary
+        if said.source is None:
+            said = replaced(said, source=stored)
     half = _is_half(original)
     wide = _passes.to_precision(original, np.float32) if half else original
     try:
         plan = make_plan(wide, given)
     except Undecided as error:
         template = target.with_name(f"{target.name}.roles.json")
-        write_template(template, _known(given), [i.name for i in original.graph.input],
-                       [o.name for o in original.graph.output])  # fmt: skip
+        what = f"Complete the existing {template}, or remove it for a fresh template,"
+        if not os.path.lexists(template):  # a user's work is never replaced
+            write_template(template, _known(given), [i.name for i in original.graph.input],
+                           [o.name for o in original.graph.output])  # fmt: skip
+            what = f"A template was written to {template}: complete it"
         reason = str(error).rstrip(".")
         raise RolesNeeded(
-            f"The roles of this model cannot be decided: {reason}. A template was written to "
-            f"{template}: complete it and give it with --roles."
+            f"The roles of this model cannot be decided: {reason}. {what} and give it with --roles."
         ) from error
     notes = []
     if half:
         notes.append("The shipped file computes in half precision; the written one in float32.")
-    table, size, words, free = _vocabulary(plan, vocabulary, level, unknown, end_of_line, features,
-                                           notes)  # fmt: skip
+    table, size = _tokens(plan, features, notes)
+    words = said.make(size, keras_reserved=keras_reserved, notes=notes)
+    free = plan.logits_width != size
+    if free:
+        words = words or Vocabulary(tuple(map(str, range(size))), said.level or "word")
+        notes += _not_over_tokens(plan, size, named=said.source is not None)
     step, slots, named = _assemble(plan, table, given.get("embedding"))
     states = _states(plan, slots)
     described = Roles(
@@ -180,9 +178,11 @@ def export(
         embedding_size=width.type.tensor_type.shape.dim[-1].dim_value,
         normalized=described.normalized,
         states=states,
-        evidence=_evidence(plan, slots),
-        notes=tuple(notes),
+        initial="as the file starts" if any(s.initial for s in states) else "zeros",
+        route="the shipped graph",
         parity=parity,
+        notes=tuple(notes),
+        evidence=_evidence(plan),
     )
 
 
@@ -211,47 +211,35 @@ def _is_half(model: onnx.ModelProto) -> bool:
     )
 
 
-def _vocabulary(
-    plan: Plan,
-    vocabulary: Any,
-    level: Level | None,
-    unknown: str | None,
-    end_of_line: str | None,
-    features: Any,
-    notes: list[str],
-) -> tuple[np.ndarray | None, int, Vocabulary | None, bool]:
-    """The table of features, V, the vocabulary, and whether the output has another width."""
+def _tokens(plan: Plan, features: Any, notes: list[str]) -> tuple[np.ndarray | None, int]:
+    """The table of features ``[V, E]``, for a model that reads such, and V."""
     i = plan.interface
-    width = _logits(plan, 1)[0].size
-    table = None
     if i.floating:
         table = _table(features, i.width)
-        size = len(table)
         what = (
-            f"token k is row k of the given table of {size:,}" if features is not None
+            f"token k is row k of the given table of {len(table):,}" if features is not None
             else f"token k is the unit vector along feature k of {i.width:,} (one-hot)"
         )  # fmt: skip
         notes.append(
             f"The input {i.x!r} is floating point, so it is itself the embedding: {what}. State "
             f"gradients are derivatives with respect to {i.x!r}."
         )
-    else:
-        if features is not None:
-            raise ModelError(f"This model reads token ids ({i.x!r}); it has no use for --features.")
-        size = plan.rows or width
-    words = make_vocabulary(vocabulary, size, level=level, unknown=unknown,
-                            end_of_line=end_of_line)  # fmt: skip
-    free = width != size
-    if free:
-        notes.append(
-            f"The output {plan.logits!r} has {width:,} numbers for {size:,} tokens: it is no "
-            "distribution over them. It plays the logits, and state gradients do not use it; "
-            "nothing that needs the probability of a token can be computed."
-        )
-        if words is None:
-            words = Vocabulary(tuple(map(str, range(size))), level or "word")
-            notes.append('No --vocabulary: the tokens are called "0", "1", ... by their ids.')
-    return table, size, words, free
+        return table, len(table)
+    if features is not None:
+        raise ModelError(f"This model reads token ids ({i.x!r}); it has no use for --features.")
+    return None, plan.rows or plan.logits_width
+
+
+def _not_over_tokens(plan: Plan, size: int, *, named: bool) -> list[str]:
+    """What to know of an output that is no distribution over the tokens."""
+    notes = [
+        f"The output {plan.logits!r} has {plan.logits_width:,} numbers for {size:,} tokens: it is "
+        "no distribution over them. It plays the logits, and state gradients do not use it; "
+        "nothing that needs the probability of a token can be computed."
+    ]
+    if not named:
+        notes.append('No --vocabulary: the tokens are called "0", "1", ... by their ids.')
+    return notes
 
 
 def _table(features: Any, width: int) -> np.ndarray:
@@ -286,40 +274,8 @@ def _table(features: Any, width: int) -> np.ndarray:
     return table
 
 
-def _logits(plan: Plan, streams: int) -> tuple[np.ndarray, int | None]:
-    """The logits output of one step of the flat graph as ``[V...]`` per stream, and its axis."""
-    shapes = []
-    for n in (2, 3):
-        feeds = _feeds_for(plan, n)
-        made = _runtime.session(plan.flat.model, threads=1)
-        shapes.append(_runtime.run(made, [plan.logits], feeds)[0])
-    two, three = shapes
-    if two.ndim != three.ndim:
-        raise ModelError(f"The rank of the output {plan.logits!r} changes with its streams.")
-    axes = [a for a, (m, n) in enumerate(zip(two.shape, three.shape, strict=True)) if m != n]
-    if len(axes) != 1 or three.shape[axes[0]] != 3 or two.shape[axes[0]] != 2:
-        raise ModelError(
-            f"The output {plan.logits!r} must have one axis of streams; it is {list(two.shape)} "
-            f"for 2 streams and {list(three.shape)} for 3."
-        )
-    return np.moveaxis(two, axes[0], 0)[0], axes[0]
-
-
-def _feeds_for(plan: Plan, streams: int) -> Feeds:
-    """One step of the flat graph for `streams` streams."""
-    feeds = {}
-    for name, value in plan.feeds.items():
-        if name == plan.interface.x:
-            axis = plan.interface.axes.index("N")
-        else:
-            axis = plan.interface.states[name]
-        feeds[name] = np.repeat(np.take(value, [0], axis), streams, axis)
-    return feeds
-
-
 def _normalized(plan: Plan) -> bool:
-    value, _ = _logits(plan, 2)
-    rows = value.reshape(-1).astype(np.float64)
+    rows = plan.logits_row.reshape(-1).astype(np.float64)
     return bool(rows.size > 1 and rows.max() <= 0 and abs(np.exp(rows).sum() - 1) < 1e-3)
 
 
@@ -330,21 +286,13 @@ def _assemble(
     i = plan.interface
     model = _converted(plan.flat.model)
     graph = model.graph
-    new: dict[str, str] = {"tokens": "mnemoscope/given/tokens"} if i.x != "tokens" else {}
     # Names of the contract must be free for what they mean there.
-    for name in ("logits", "embedding"):
-        new[name] = f"mnemoscope/given/{name}"
-    if i.x == "tokens":
-        new["tokens"] = "mnemoscope/given/tokens"
+    new = {name: f"mnemoscope/given/{name}" for name in ("tokens", "logits", "embedding")}
     # A file that an exporter wrote has these already.
     computed = [o for n in graph.node for o in n.output]
     new.update({o: f"given.{o}" for o in computed if o.startswith(f"{EMBEDDING}.")})
     for name in ("layout", "logits/shape", "logits/first", "table", "features"):
         new[f"mnemoscope/{name}"] = f"mnemoscope/given/{name}"
-    for slot in plan.slots:
-        for name in (slot.input, slot.output):
-            if name in ("tokens", "logits", "embedding"):
-                new[name] = f"mnemoscope/given/{name}"
     rename_values(graph.node, new)
     for node in graph.node:
         node.name = f"given.{node.name}" if node.name else ""
@@ -375,15 +323,14 @@ def _assemble(
     )
     inputs = [info("tokens", element, ["batch", 1])]
     outputs = []
-    value, axis = _logits(plan, 2)
-    assert axis is not None
-    perm = [axis, *(a for a in range(value.ndim + 1) if a != axis)]
+    axis, width = plan.logits_axis, plan.logits_width
+    perm = [axis, *(a for a in range(plan.logits_row.ndim + 1) if a != axis)]
     after.append(helper.make_node("Transpose", [logits], ["mnemoscope/logits/first"], perm=perm))
     after.append(
         helper.make_node("Reshape", ["mnemoscope/logits/first",
-                                     ints("logits/shape", [-1, 1, value.size])], ["logits"])
+                                     ints("logits/shape", [-1, 1, width])], ["logits"])
     )  # fmt: skip
-    outputs.append(info("logits", TensorProto.FLOAT, ["batch", 1, value.size]))
+    outputs.append(info("logits", TensorProto.FLOAT, ["batch", 1, width]))
     slots = []
     values = _native(plan)
     nodes = graph.node
@@ -528,12 +475,11 @@ def _compare(
             "sequences; exact derivatives do not exist (use --method fd with a wide --step)."
         )
     if i.time != 1 and not (plan.rounds and found):
-        steps = i.time or 6
         if plan.rounds and tolerance is None:
             tolerance = _ROUNDED_SEQUENCE
         found.append(
             check_sequences(written, lambda ids, _: (_sequence(plan, source, table, ids), {}),
-                            vocabulary_size=size, lengths=(min(steps, 64),), batches=batches,
+                            vocabulary_size=size, lengths=(i.time or 6,), batches=batches,
                             from_random=False, tolerance=tolerance, seed=seed)
         )  # fmt: skip
         if not plan.on_interface:
@@ -562,18 +508,11 @@ def _reference(plan: Plan, source: Source, table: np.ndarray | None, roles: Role
     """One step of the shipped model, under the names of the written one."""
     states = {s.name: s for s in roles.states}
 
-    def view(tensor: np.ndarray, state: State) -> np.ndarray:
-        moved = np.moveaxis(tensor, state.batch_axis, 0)
-        if state.layer_axis is not None:
-            moved = np.moveaxis(moved, state.layer_axis + (state.layer_axis < state.batch_axis), 0)
-            moved = moved[state.layer_index]
-        return moved
-
     def step(feeds: Feeds) -> Feeds:
         ids = feeds[roles.tokens]
         own = source.zeros(len(ids))
         for part in plan.parts:
-            rows = view(feeds[states[part.name].input], states[part.name])
+            rows = state_view(feeds[states[part.name].input], states[part.name])
             rows = rows.reshape(len(ids), -1)
             assert part.before is not None
             kept = states[part.name].layer_axis is not None or any(
@@ -593,7 +532,7 @@ def _reference(plan: Plan, source: Source, table: np.ndarray | None, roles: Role
                 value = whole
             if state.output not in result:
                 result[state.output] = np.zeros_like(feeds[state.input])
-            target = view(result[state.output], state)
+            target = state_view(result[state.output], state)
             target[...] = value.reshape(target.shape)
         return result
 
@@ -604,9 +543,7 @@ def _step_logits(plan: Plan, outputs: Feeds, count: int, steps: int) -> np.ndarr
     """The shipped logits as ``[N, T, V]``, or ``[N, 1, V]`` where only the last step is given."""
     value = outputs[plan.logits]
     streams = plan.interface.batch or count
-    width = _logits(plan, 2)[0].size
-    axis = _logits(plan, 2)[1]
-    assert axis is not None
+    axis, width = plan.logits_axis, plan.logits_width
     given = value.size // (streams * width)
     if value.size != streams * width * given or given not in (1, steps):
         raise ParityError(
@@ -616,7 +553,7 @@ def _step_logits(plan: Plan, outputs: Feeds, count: int, steps: int) -> np.ndarr
     if value.ndim > axis and value.shape[axis] == streams:
         first = np.moveaxis(value, axis, 0)
         rest = first.shape[1:]
-        single = np.moveaxis(_logits_shape(plan), axis, 0).shape[1:]
+        single = plan.logits_row.shape
         if given == 1:
             return np.ascontiguousarray(first[:count].reshape(count, 1, width))
         times = [a for a, (m, n) in enumerate(zip(rest, single, strict=True)) if m != n]
@@ -633,24 +570,14 @@ def _step_logits(plan: Plan, outputs: Feeds, count: int, steps: int) -> np.ndarr
     raise ParityError(f"The layout of the output {plan.logits!r} {list(value.shape)} is unknown.")
 
 
-def _logits_shape(plan: Plan) -> np.ndarray:
-    made = _runtime.session(plan.flat.model, threads=1)
-    return np.asarray(_runtime.run(made, [plan.logits], plan.feeds)[0])
-
-
 def _sequence(plan: Plan, source: Source, table: np.ndarray | None, ids: np.ndarray) -> np.ndarray:
     """The shipped model's logits over whole sequences from their start, ``[N, T or 1, V]``."""
     states = source.zeros(len(ids))
     for part in plan.parts:
         if part.initial is not None and part.before is not None:
             plan.put(states, part, np.tile(np.array(part.initial), (len(ids), 1)))
-    time = plan.interface.time
-    steps = ids.shape[1]
-    if time is not None and steps < time:
-        ids = np.concatenate([ids, np.repeat(ids[:, -1:], time - steps, 1)], 1)
     outputs = source.run(_rows(table, ids), states)
-    value = _step_logits(plan, outputs, len(ids), ids.shape[1])
-    return value[:, :steps] if value.shape[1] > 1 else value
+    return _step_logits(plan, outputs, len(ids), ids.shape[1])
 
 
 def _compare_half(
@@ -664,11 +591,10 @@ def _compare_half(
 ) -> None:
     """The written model against the shipped one in its own half precision."""
     source = Source(original, plan.interface)
-    steps = plan.interface.time or 6
     worst = check_sequences(
         written, lambda ids, _: (_sequence(plan, source, table, ids).astype(np.float32), {}),
-        vocabulary_size=size, lengths=(min(steps, 64),), batches=(1,), from_random=False,
-        tolerance=_HALF, seed=seed,
+        vocabulary_size=size, lengths=(plan.interface.time or 6,), batches=(1,),
+        from_random=False, tolerance=_HALF, seed=seed,
     ).worst  # fmt: skip
     notes.append(f"In its own half precision the shipped file differs by {worst:.1e}.")
 
@@ -679,7 +605,7 @@ def _check_analyzer(written: onnx.ModelProto, target: Path) -> None:
     build_step(MemoryModel(target, written, roles, vocabulary))
 
 
-def _evidence(plan: Plan, slots: list[Slot]) -> tuple[tuple[str, str], ...]:
+def _evidence(plan: Plan) -> tuple[tuple[str, str], ...]:
     lines = [(name, "; ".join(dict.fromkeys(why))) for name, why in plan.evidence.items()]
     for part in plan.parts:
         lines.append((part.name, "; ".join(dict.fromkeys(part.evidence))))

@@ -20,7 +20,7 @@ import tensorflow as tf
 from keras import tree
 from mnemoscope.analyzer._version import __version__
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import Level, Roles, State, Vocabulary
+from mnemoscope.analyzer.roles import Level, Roles, State, Vocabulary, require_state_names
 
 from ._embedding import EMBEDDING, EmbeddingError
 from ._keras_interface import Interface, discover, prepared
@@ -31,7 +31,7 @@ from ._keras_trace import trace
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
 from ._parity import Feeds, Parity, check_sequences
 from ._report import Report
-from ._vocabulary import make_vocabulary
+from ._vocabulary import VocabularyOptions
 
 __all__ = ["Report", "export", "load_model", "load_weights"]
 
@@ -93,23 +93,15 @@ def export(
             f"Keras runs on {keras.backend.backend()} here; expected TensorFlow. Set the "
             "environment variable KERAS_BACKEND=tensorflow."
         )
+    said = VocabularyOptions(vocabulary, level, unknown, end_of_line)
+    seed = seed or 0
     if is_saved_model(model):
         _refuse("a SavedModel", weights=weights, tokens=tokens, embedding=embedding)
-        return export_saved_model(
-            model,
-            path,
-            vocabulary=vocabulary,
-            level=level,
-            unknown=unknown,
-            end_of_line=end_of_line,
-            state_names=state_names,
-            seed=seed,
-            tolerance=tolerance,
-        )
+        return export_saved_model(model, path, said, state_names, seed=seed, tolerance=tolerance)
     if not isinstance(model, keras.layers.Layer):
         raise ModelError(f"Expected a Keras model, found a {type(model).__name__}.")
     target = require_writable(path)
-    seed = 0 if seed is None else seed
+    notes: list[str] = []
     recurrence = Recurrence(model)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -123,14 +115,8 @@ def export(
             load_weights(model, weights)
             interface = discover(model, recurrence, **options, seed=seed)
         digest = hash_weights(_arrays(model))
-        words = make_vocabulary(
-            vocabulary,
-            interface.vocabulary_size,
-            level=level,
-            unknown=unknown,
-            end_of_line=end_of_line,
-        )
-        notes = _masking_notes(interface, words)
+        words = said.make(interface.vocabulary_size, keras_reserved=True, notes=notes)
+        notes += _masking_notes(interface, words)
         states = _find_states(interface, recurrence, state_names, seed)
         _require_no_other_input(interface, recurrence, seed)
         roles = Roles(
@@ -162,7 +148,7 @@ def export(
         initial=("as the model starts" if any(s.initial for s in states) else "zeros") + others,
         route="one call of each cell",
         parity=parity,
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
@@ -181,15 +167,9 @@ def _find_states(
         starts.append([np.asarray(x) for call in calls for x in tree.flatten(call.before)])
     found = components(calls)
     labels = list(names) if names is not None else [c.name for c in found]
-    if len(labels) != len(found) or len(set(labels)) != len(labels):
-        raise ModelError(
-            f"Expected {len(found)} distinct state names, one per component "
-            f"({', '.join(c.name for c in found)}); found {', '.join(labels) or 'none'}."
-        )
+    require_state_names(labels, of=[c.name for c in found])
     states = []
     for k, (component, label, one, two) in enumerate(zip(found, labels, *starts, strict=True)):
-        if not label or "/" in label:
-            raise ModelError(f"A state name must be non-empty and without a slash, not {label!r}.")
         if one.ndim < 2 or one.shape[0] != 3:
             raise ModelError(
                 f"The state {label!r} has the shape {list(one.shape)} for 3 streams; expected "
@@ -245,9 +225,9 @@ def _require_no_other_input(interface: Interface, recurrence: Recurrence, seed: 
             )
 
 
-def _masking_notes(interface: Interface, words: Vocabulary | None) -> tuple[str, ...]:
+def _masking_notes(interface: Interface, words: Vocabulary | None) -> list[str]:
     if not interface.first_token:
-        return ()
+        return []
     for what, token in (
         ()
         if words is None
@@ -262,10 +242,10 @@ def _masking_notes(interface: Interface, words: Vocabulary | None) -> tuple[str,
                 "model skips that token where a text is to be read. Expected padding at id 0; "
                 "name another token, or give the model one."
             )
-    return (
+    return [
         "The model masks id 0 (mask_zero): it is padding, which no stream of text holds. The "
-        "written step reads every token and was compared on the ids from 1 on.",
-    )
+        "written step reads every token and was compared on the ids from 1 on."
+    ]
 
 
 def _convert(

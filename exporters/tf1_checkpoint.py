@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from mnemoscope.analyzer._version import __version__
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import Kind, Level, Roles, State, Vocabulary
+from mnemoscope.analyzer.roles import Kind, Level, Roles, State, Vocabulary, require_state_names
 
 from ._embedding import EMBEDDING
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
@@ -33,7 +33,7 @@ from ._parity import Feeds, check_parity
 from ._report import Report
 from ._tf1_cells import Cell, find_cells, run_cell
 from ._tf1_graph import step_graph
-from ._vocabulary import make_vocabulary
+from ._vocabulary import VocabularyOptions
 
 __all__ = ["Report", "export"]
 
@@ -111,7 +111,7 @@ def export(
     table = table[:size]
     bias, bias_name = _find_bias(rest, size, weights_name, output_bias)
     bias_of_gate = 1.0 if forget_bias is None else forget_bias
-    words = make_vocabulary(vocabulary, size, level=level, unknown=unknown, end_of_line=end_of_line)
+    words = VocabularyOptions(vocabulary, level, unknown, end_of_line).make(size)
     states = _describe(cells, state_names)
     roles = Roles(
         tokens="tokens",
@@ -152,7 +152,7 @@ def export(
         written,
         reference,
         vocabulary_size=size,
-        seed=0 if seed is None else seed,
+        seed=seed or 0,
         tolerance=tolerance,
     )
     save(written, target)
@@ -332,15 +332,8 @@ def _describe(cells: Sequence[Cell], names: Sequence[str] | None) -> tuple[State
     kinds: dict[str, Kind] = {"h": "hidden", "c": "cell"}
     for layer, cell in enumerate(cells):
         fields += [(f"{cell.kind}{layer}.{part}", kinds[part], layer) for part in cell.sizes]
-    if names is not None and (len(names) != len(fields) or len({*names}) != len(fields)):
-        raise ModelError(
-            f"Expected {len(fields)} distinct state names, one per component "
-            f"({', '.join(f[0] for f in fields)}); found {', '.join(names) or 'none'}."
-        )
     labels = names if names is not None else [f[0] for f in fields]
-    for label in labels:
-        if not label or "/" in label:
-            raise ModelError(f"A state name must be non-empty and without a slash, not {label!r}.")
+    require_state_names(labels, of=[f[0] for f in fields])
     return tuple(
         State(label, f"state_{k}", f"state_{k}_next", kind, layer, 0)
         for k, (label, (_, kind, layer)) in enumerate(zip(labels, fields, strict=True))

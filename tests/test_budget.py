@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mnemoscope.analyzer import _verdicts, check, read_budget
+import xarray as xr
+from mnemoscope.analyzer import _verdicts, check, compare, read_budget
+from mnemoscope.analyzer._draft import _below
 from mnemoscope.analyzer.budget import ANALYSIS, RULES, draft
-from mnemoscope.analyzer.errors import BudgetError
+from mnemoscope.analyzer.comparison import recorded_options
+from mnemoscope.analyzer.errors import BudgetError, ResultError
 from mnemoscope.analyzer.result import build
 from mnemoscope.analyzer.sums import Sums
 
@@ -24,7 +27,7 @@ V = np.linalg.qr(BASIS.standard_normal((E, E)))[0]
 EMBEDDINGS = BASIS.standard_normal((30, E))
 
 
-def planted(spectra: np.ndarray, noise: float, rng, positions: int = N, shared=None):
+def planted(spectra: np.ndarray, noise: float, rng, positions: int = N, shared=None, **attributes):
     """A result whose true singular values are `spectra` [delay, order].
 
     Each entry of the mean scatters by `noise` at N positions; `shared` adds block sums that
@@ -43,7 +46,15 @@ def planted(spectra: np.ndarray, noise: float, rng, positions: int = N, shared=N
         groups=["all"],
         embeddings=EMBEDDINGS,
         state_info={},
-        attributes={"blocks": BLOCKS, "positions": positions, "corpus_positions": 100 * N},
+        attributes={
+            "blocks": BLOCKS,
+            "positions": positions,
+            "corpus_positions": 100 * N,
+            "corpus_sha256": "c",
+            "stretches": BLOCKS,
+            "seed": 0,
+            **attributes,
+        },
     )
 
 
@@ -333,8 +344,86 @@ def test_parity_needs_the_same_positions(budget):
     asked = budget("[[parity]]\ntolerance = 0.1")
     with pytest.raises(BudgetError, match="same positions, and positions is 2000 here, 4000"):
         check(a, asked, reference=b)
-    with pytest.raises(BudgetError, match="same --delays"):
+    with pytest.raises(BudgetError, match="same positions, and delays is 11 here, 5 in"):
         check(a, asked, reference=planted(decaying(0.3, 6), 0.01, rng))
+    b = a.copy()
+    del a.attrs["corpus_sha256"]
+    with pytest.raises(BudgetError, match="corpus_sha256 is not stated here, c in"):
+        check(a, asked, reference=b)
+
+
+WHOLE = {"corpus_positions": N, "stretches": 1}
+
+
+@pytest.mark.parametrize("case", ["alike", "another seed", "fewer delays"])
+def test_parity_of_a_whole_corpus_needs_neither_seed_nor_delays(budget, case):
+    """The positions are the same, but seed and delays deal them to other halves.
+
+    A remembers 4 % more than B at every position, so 2 % is exceeded whatever the halves are.
+    """
+    noise = 0.3 * np.random.default_rng(0).standard_normal((2, BLOCKS, 1, 12, H, E))
+    noise *= N // (2 * BLOCKS)
+    a = planted(1.04 * decaying(0.1), 0.0, np.random.default_rng(0), shared=1.04 * noise, **WHOLE)
+    if case != "alike":
+        noise = np.concatenate([noise[:, :5], noise[::-1, 5:]], axis=1)
+    seed = 1 if case == "another seed" else 0
+    b = planted(decaying(0.1), 0.0, np.random.default_rng(0), shared=noise, **WHOLE, seed=seed)
+    if case == "fewer delays":
+        b = b.isel(delay=slice(4))
+    (verdict,) = check(a, budget("[[parity]]\ntolerance = 0.02"), reference=b)
+    assert (verdict.status, verdict.measured) == ("failed", pytest.approx(0.04))
+
+
+def test_parity_says_what_compare_says(budget):
+    rng = np.random.default_rng(3)
+    a, b = (planted(s * decaying(0.3), 0.01, rng, **WHOLE) for s in (1.0, 1.1))
+    (state,) = compare(a, b, normalization="none", basis="same").states
+    for delay in (0, 5):
+        asked = budget(f"[[parity]]\ntolerance = 0.02\ndelay = {delay}")
+        (verdict,) = check(a, asked, reference=b)
+        found = state.gradient[delay], state.gradient_stderr[delay]
+        assert (verdict.measured, verdict.stderr) == found
+
+
+def test_parity_with_a_reference_of_nothing_fails(budget):
+    rng = np.random.default_rng(0)
+    a, b = planted(decaying(0.3), 0.001, rng), planted(decaying(0.3), 0.001, rng)
+    for name in ("gradient", "block_gradient", "noise"):
+        node = b["lstm0.c"][name]
+        node[(slice(None),) * node.dims.index("delay") + (7,)] = 0.0
+    asked = budget("[[parity]]\ntolerance = 100.0")
+    (verdict,) = check(a, asked, reference=b)
+    assert (verdict.status, verdict.measured) == ("failed", math.inf)
+    assert verdict.message == "failed: the reference's are 0 at delay 7, these are not"
+    assert statuses(asked, [b], reference=b) == "passed"
+
+
+def grouped(names, first, second, **attributes):
+    """A result of two groups, by name."""
+    both = xr.concat([t["lstm0.c"].to_dataset() for t in (first, second)], "group")
+    root = first.to_dataset(inherit=False)
+    root = root.drop_vars("group").assign_coords(group=list(names))
+    both = both.assign_coords(group=list(names)).transpose("block", ...)
+    order = {n: first["lstm0.c"][n].dims for n in first["lstm0.c"].data_vars}
+    both = both.assign({n: both[n].transpose(*dims) for n, dims in order.items()})
+    return xr.DataTree.from_dict({"/": root, "/lstm0.c": both.drop_vars(list(root.coords))})
+
+
+def test_a_bound_is_about_one_group_in_both_files(budget):
+    """Groups in another order, or the first of one lacking in the other."""
+    rng = np.random.default_rng(0)
+    all_, x = planted(decaying(0.3), 0.001, rng), planted(1.4 * decaying(0.3), 0.001, rng)
+    a, b = grouped(("all", "x"), all_, x), grouped(("x", "all"), x, all_)
+    for kind in ("[[parity]]\ntolerance = 1e-9", "[[baseline]]\nsigma1_loss = 0\ndelay = 0"):
+        for group in ("", '\ngroup = "x"'):
+            (verdict,) = check(a, budget(kind + group), reference=b, baseline=b)
+            if "parity" in kind:
+                assert (verdict.status, verdict.measured) == ("passed", 0)
+            else:
+                assert verdict.measured == 1
+    lacking = grouped(("x", "y"), x, all_)
+    with pytest.raises(BudgetError, match='the reference has no group "all"; it has x, y'):
+        check(a, budget("[[parity]]\ntolerance = 1"), reference=lacking)
 
 
 def test_too_few_positions_are_undecided_and_nan_is_not_passed(budget):
@@ -375,6 +464,38 @@ def test_a_draft_passes_and_another_sample_hardly_ever_fails(tmp_path):
         assert kinds == {"horizon", "sigma1", "selectivity"}
         failed += "failed" in {v.status for v in check(again, asked)}
     assert failed <= 2
+
+
+def test_a_draft_analyses_as_its_result_was(tmp_path):
+    made = {
+        "method": "fd", "step": 0.05, "blocks": 15, "precision": "float64", "tf32": True, "seed": 3,
+    }  # fmt: skip
+    tree = planted(decaying(0.4), 0.01, np.random.default_rng(0), **made)
+    path = tmp_path / "d.toml"
+    path.write_text(draft(tree), encoding="utf-8")
+    assert read_budget(path).analysis == {**made, "positions": N, "delays": 11}
+    assert set(recorded_options(tree)) == set(read_budget(path).analysis)
+    tree.attrs["corpus_positions"] = N
+    assert "positions" not in recorded_options(tree)
+    path.write_text(draft(tree), encoding="utf-8")
+    assert read_budget(path).analysis["positions"] == N
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", "x"), ("blocks", 0), ("step", math.nan)])
+def test_a_draft_of_a_result_with_damaged_options_is_refused(name, value):
+    tree = planted(decaying(0.4), 0.01, np.random.default_rng(0), **{"method": "fd", name: value})
+    with pytest.raises(ResultError, match=f"attribute {name} must be"):
+        draft(tree)
+
+
+@pytest.mark.parametrize(
+    "value", [0.0, 5e-324, 1e-322, 1e-300, 1.2345, 0.3, 9.999, -1e-322, -1.2345, 123456.0, math.inf]
+)
+def test_rounding_downwards(value):
+    rounded = _below(value)
+    assert rounded <= value
+    assert abs(value - rounded) <= abs(value) * 0.01 + 5e-324 if math.isfinite(value) else rounded
+    assert len(f"{rounded:.17g}".replace("-", "").replace(".", "").strip("0")) > 0 or value == 0
 
 
 def test_a_draft_of_nothing_but_noise_is_refused():

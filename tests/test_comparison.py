@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from mnemoscope.analyzer import analyze, compare, open_model
+from mnemoscope.analyzer._differences import relative_size
 from mnemoscope.analyzer.comparison import (
     ALPHA,
     recorded_options,
@@ -147,6 +148,16 @@ class TestSpaces:
         state = only(compare(*self.rotated(), basis="same"))
         assert state.gradient.min() > 0.1
 
+    @pytest.mark.parametrize("lacking", ["A", "B", "AB"])
+    def test_only_two_hashes_say_that_the_model_is_the_same(self, lacking):
+        a, b = self.rotated()
+        a.attrs["model_sha256"] = b.attrs["model_sha256"]
+        assert compare(a, b).same_space
+        for which, side in zip("AB", (a, b), strict=True):
+            if which in lacking:
+                del side.attrs["model_sha256"]
+        assert not compare(a, b).same_space
+
     def test_it_can_be_said(self):
         assert not compare(tree(), tree(), basis="different").same_space
 
@@ -271,6 +282,27 @@ def without_blocks(seed, change=0.0):
 CASES = {"paired": paired, "independent": independent, "without blocks": without_blocks}
 
 
+def only_in(held, result, delays=slice(None)):
+    """The result as if its group occurred in the first blocks only, at some delays.
+
+    Rebuilt from the means of the blocks that are left, with a curve to match.
+    """
+    node = result["lstm0.c"]
+    block = node["block_gradient"].values
+    sums = block * EACH
+    counts = node["block_count"].values.copy()
+    counts[held:, :, delays] = 0
+    sums[held:, :, delays] = 0
+    half = Sums(sums, counts, sums.sum(0) / 2, counts.sum(0) // 2)
+    rebuilt = build({"lstm0.c": half}, groups=["all"], embeddings=TABLE, state_info={},
+                    attributes=dict(result.attrs), precision="float64")  # fmt: skip
+    floor = node["noise_floor"].values
+    for name, variable in rebuilt["lstm0.c"].data_vars.items():
+        node[name][...] = variable.values
+    node["noise_floor"][...] = floor
+    return result
+
+
 class TestBeyondNoise:
     @pytest.mark.parametrize("case", CASES)
     def test_noise_alone_is_not_reported(self, case):
@@ -356,6 +388,37 @@ class TestBeyondNoise:
         assert state.test == "sigma1"
         assert state.first_difference is None
 
+    @pytest.mark.parametrize(
+        ("held", "test", "freedom"), [(5, "sigma1", 4), (7, "sigma1", 6), (8, "gradient", None),
+                                      (1, "none", None)]
+    )  # fmt: skip
+    def test_only_blocks_that_hold_the_group_count(self, held, test, freedom):
+        """Twice as much in every block that there is; with seven, no sign pattern is rare."""
+        errors = noise(1, 0.1)
+        a = only_in(held, tree(2 * COMMON, 1.9 * errors, model_sha256="n"))
+        b = only_in(held, tree(errors=errors))
+        state = only(compare(a, b))
+        assert state.test == test
+        if test == "none":
+            assert np.isnan(state.p_value).all()
+            return
+        assert state.first_difference == 0
+        if freedom:
+            size = np.abs(state.sigma1 / state.sigma1_stderr)
+            tested = np.isfinite(state.p_value)
+            smallest = (2 * stats.t.sf(size, freedom))[tested].min()
+            assert state.p_value[tested].min() == pytest.approx(smallest * tested.sum())
+
+    def test_a_delay_with_few_blocks_is_not_tested(self):
+        a, b = tree(2 * COMMON, noise(1, 0.1), model_sha256="n"), tree(errors=noise(1, 0.1))
+        for side in (a, b):
+            only_in(5, side, delays=slice(4, None))
+        state = only(compare(a, b))
+        assert state.test == "gradient"
+        assert (state.p_value[:4] <= ALPHA).all()
+        assert np.isnan(state.p_value[4:]).all()
+        assert not state.differs[4:].any()
+
     def test_other_numbers_of_blocks(self):
         a, b = tree(errors=noise(1)), tree(errors=noise(2), model_sha256="n")
         b = b.isel(block=slice(9))
@@ -402,6 +465,11 @@ def test_t_with_holm():
     np.testing.assert_allclose(t_test(difference, stderr, 9), expected)
 
 
+def test_relative_size():
+    found = relative_size([0.0, 1.0, 3.0, np.nan, np.nan, 1.0], [0.0, 0.0, 2.0, 1.0, 0.0, np.nan])
+    np.testing.assert_array_equal(found, [0.0, np.inf, 1.5, np.nan, np.nan, np.nan])
+
+
 def test_relative_difference():
     found = relative_difference([0.0, 1.0, 3.0, np.nan], [0.0, 0.0, 2.0, 1.0])
     np.testing.assert_array_equal(found, [0.0, np.inf, 0.5, np.nan])
@@ -443,6 +511,15 @@ class TestEdges:
         assert not state.differs[7]
         assert np.isfinite(state.gradient[:7]).all()
         assert np.isfinite(state.tolerance)
+
+    def test_a_group_in_one_block_against_nothing(self):
+        """No scatter is known, and B has nothing to be relative to: no number, and no crash."""
+        a = only_in(1, tree(errors=noise(1), model_sha256="n"))
+        b = only_in(1, tree(0 * COMMON))
+        state = only(compare(a, b))
+        assert np.isinf(state.gradient).all()
+        assert np.isnan(state.gradient_noise).all()
+        assert state.test == "none"
 
     def test_other_delays(self):
         a = tree(errors=noise(1)).isel(delay=slice(5))

@@ -136,7 +136,9 @@ class TestBuild:
                 assert variable.attrs["long_name"], name
                 assert variable.attrs["units"], name
 
-    @pytest.mark.parametrize("name", ["delay", "embedding_whitening", ".", "a/b", " "])
+    @pytest.mark.parametrize(
+        "name", ["delay", "embedding_whitening", ".", "a/b", " ", "a\nb", "a\x1bb"]
+    )
     def test_refuses_names_that_clash(self, sums, name):
         with pytest.raises(ResultError, match="cannot hold a state named"):
             make({name: sums["lstm0.h"]})

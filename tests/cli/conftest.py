@@ -27,7 +27,17 @@ def make_tree(states=("lstm0.h", "lstm0.c"), **options):
         groups=["all"],
         embeddings=rng.standard_normal((30, SIZE)),
         state_info={name: {"kind": "cell", "layer": 0} for name in states},
-        attributes={"model": "m.onnx", "corpus": "c.txt", "method": "jvp", "tf32": False},
+        attributes={
+            "model": "m.onnx",
+            "corpus": "c.txt",
+            "corpus_sha256": "c",
+            "corpus_positions": BLOCKS * EACH,
+            "positions": BLOCKS * EACH,
+            "stretches": 1,
+            "blocks": BLOCKS,
+            "method": "jvp",
+            "tf32": False,
+        },
         **options,
     )
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
+import xarray as xr
 from mnemoscope.analyzer import check, read_budget
 from mnemoscope.analyzer.result import save_result
 from mnemoscope.cli._junit import write_junit
@@ -100,7 +102,7 @@ def test_the_python_twin_says_the_same(run, result_file, write, tree):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_junit(run, result_file, write, undecided, tmp_path, strict):
-    names = '[[sigma1]]\nname = "a <b> & \\"c\\" \\u0007 ]]>"\ndelay = 0\nat_least = 1e6\n'
+    names = '[[sigma1]]\nname = "a <b> & \\"c\\" ]]>"\ndelay = 0\nat_least = 1e6\n'
     path = tmp_path / "j.xml"
     options = ["--strict"] if strict else []
     budget = write(PASS + names + undecided)
@@ -113,7 +115,7 @@ def test_junit(run, result_file, write, undecided, tmp_path, strict):
     kinds = [[child.tag for child in case] for case in suite]
     last = "failure" if strict else "skipped"
     assert kinds == [["system-out"], ["system-out"], ["failure"], ["failure"], [last]]
-    assert 'a <b> & "c" ? ]]>' in suite[2].get("name")
+    assert 'a <b> & "c" ]]>' in suite[2].get("name")
     assert (root.get("failures"), root.get("skipped")) == (("3", "0") if strict else ("2", "1"))
 
 
@@ -146,6 +148,67 @@ def check_junit(root):
     )
 
 
+def test_junit_holds_no_character_that_xml_has_not(tree, write, tmp_path):
+    verdicts = [
+        dataclasses.replace(v, state="a\x07\ud800b") for v in check(tree, read_budget(write(FAIL)))
+    ]
+    write_junit(tmp_path / "j.xml", verdicts[:1], "b\x1b", {"failed"}, 0.0)
+    assert "a??b" in ET.parse(tmp_path / "j.xml").getroot()[0][0].get("name")
+
+
+def test_a_junit_report_never_replaces_what_the_budget_names(run, result_file, write, tmp_path):
+    reference = tmp_path / "fp32.nc"
+    shutil.copy(result_file, reference)
+    before = reference.read_bytes()
+    budget = write('[[parity]]\nfile = "fp32.nc"\ntolerance = 1e-3\n')
+    done = run("check", result_file, "--budget", budget, "--junit", reference)
+    assert done.exit_code == 2
+    assert "is also an input" in done.stderr
+    assert reference.read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", ["budget", "input"])
+def test_no_earlier_junit_report_outlives_a_check_that_cannot_be_made(
+    run, result_file, write, tmp_path, wrong
+):
+    path = tmp_path / "j.xml"
+    assert run("check", result_file, "--budget", write(PASS), "--junit", path).exit_code == 0
+    assert path.exists()
+    budget = write("nonsense" if wrong == "budget" else PASS)
+    checked = result_file if wrong == "budget" else write("hello", "x.nc")
+    assert run("check", checked, "--budget", budget, "--junit", path).exit_code == 2
+    assert not path.exists()
+
+
+def test_a_junit_path_that_is_no_report_is_kept_until_there_is_one(run, result_file, write):
+    notes = Path(write("notes", "notes.txt"))
+    assert run("check", result_file, "--budget", write("x"), "--junit", notes).exit_code == 2
+    assert notes.read_text() == "notes"
+
+
+HOSTILE = "x\n::error title=pwned::hello\x1b[31m"
+
+
+@pytest.mark.parametrize("what", ["state", "group"])
+def test_a_result_with_names_that_a_terminal_would_obey_is_refused(
+    run, tree, write, tmp_path, what
+):
+    if what == "state":
+        tree[HOSTILE] = tree["lstm0.c"].copy()
+    else:
+        nodes = {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
+        nodes["/"] = nodes["/"].assign_coords(group=[HOSTILE])
+        tree = xr.DataTree.from_dict(nodes)
+    path = tmp_path / "h.nc"
+    save_result(tree, path)
+    done = run("check", path, "--budget", write(PASS))
+    assert done.exit_code == 2
+    assert f"a {what} named" in done.stderr
+    assert "cannot be printed" in done.stderr
+    assert "\x1b" not in done.output
+    assert not re.search(r"^::", done.output, re.M)
+
+
 def test_a_junit_report_with_wrong_counts_is_noticed(tree, write, tmp_path):
     verdicts = check(tree, read_budget(write(PASS)))
     write_junit(tmp_path / "j.xml", verdicts, "b", {"failed"}, 0.0)
@@ -174,10 +237,12 @@ def test_github(run, result_file, write, undecided):
 
 
 def test_github_names_are_escaped(tree, write):
-    name = "100% sure:\\n\\ra, b::error file=x::y"
+    name = "100% sure:a, b::error file=x::y"
     path = write(f'[[sigma1]]\nname = "{name}"\nstate = "lstm0.c"\ndelay = 0\nat_least = 1e6\n',
                  "odd, 5%:name.toml")  # fmt: skip
-    verdicts = check(tree, read_budget(path))
+    verdicts = [
+        dataclasses.replace(v, state="s\n\r") for v in check(tree, read_budget(path))
+    ]  # a budget and a result have no such names
     (line,) = github_annotations(verdicts, path, {"failed"})
     assert "\n" not in line
     assert "\r" not in line
@@ -187,7 +252,7 @@ def test_github_names_are_escaped(tree, write):
     assert unescape(found["file"]) == path
     assert found["line"] == "1"
     assert unescape(found["title"]) == verdicts[0].name
-    assert "100% sure:\n\ra, b::error file=x::y" in verdicts[0].name
+    assert f"s\n\r: {name}" in verdicts[0].name
 
 
 # --- baseline, reference, states ---
@@ -362,6 +427,11 @@ BAD = {
         "none.nc does not exist",
     ),
     "file that is none": ("[[parity]]\nfile = '.'\ntolerance = 1", "is not a file"),
+    "a line break in a name": (
+        '[[sigma1]]\nname = "a\\n::error::b"\ndelay = 0\nat_least = 1',
+        "line 2: [[sigma1]] 1: name must be a text of printable characters",
+    ),
+    "analysis tf32": ("[analysis]\ntf32 = 1\n" + PASS, "tf32 must be true or false, not 1"),
     "NUL in a path": ('[[parity]]\nfile = "a\\u0000b"\ntolerance = 1', "file must be a text"),
 }
 

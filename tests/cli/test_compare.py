@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -8,16 +9,15 @@ import models
 import numpy as np
 import pytest
 from mnemoscope.analyzer.result import open_result, save_result
+from mnemoscope.cli._analysis import is_result
 
 from .conftest import make_tree
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
-SAME = {"corpus_sha256": "c", "corpus_positions": 200, "positions": 200, "stretches": 1,
-        "blocks": 5}  # fmt: skip
 
 
 def write(path, tree, **attributes):
-    tree.attrs.update({**SAME, **attributes})
+    tree.attrs.update(attributes)
     save_result(tree, path)
     return str(path)
 
@@ -122,6 +122,87 @@ class TestResults:
             "halves5", "p_value", "differs",
         }  # fmt: skip
 
+    def test_csv(self, run, files):
+        done = run("compare", *files, "--csv", "--state", "lstm0.c")
+        rows = list(csv.DictReader(done.stdout.splitlines()))
+        (state,) = json.loads(run("compare", *files, "--json", "--state", "lstm0.c").stdout)[
+            "states"
+        ]
+        assert len(rows) == len(state["rows"]) == 6
+        for row, wanted in zip(rows, state["rows"], strict=True):
+            assert (row["state_a"], row["state_b"]) == ("lstm0.c", "lstm0.c")
+            assert (row["group"], row["normalization"]) == ("all", "whitened")
+            assert row["differs"] == str(wanted["differs"])
+            assert row["angles1"] == str(wanted["angles1"][0])
+            angles = [row[f"angles5_{i}"] for i in range(1, 6)]
+            assert angles == ["" if x is None else str(x) for x in wanted["angles5"]]
+            for name in ("delay", "sigma1_a", "gradient", "gradient_stderr", "p_value", "halves5"):
+                assert row[name] == ("" if wanted[name] is None else str(wanted[name])), name
+        assert not re.search(r"\b(nan|inf)\b", done.stdout)
+        failed = run("compare", *files, "--csv", "--tolerance", "0.05")
+        assert (failed.exit_code, len(failed.stdout.splitlines())) == (1, 13)
+        assert run("compare", *files, "--csv", "--json").exit_code == 2
+
+    def test_without_gradients_it_is_said_and_no_tolerance_is_held(self, run, files, tmp_path):
+        """A tolerance of gradients must not silently become one of σ₁."""
+        bare = make_tree()
+        node = bare["lstm0.c"].to_dataset(inherit=False)
+        bare["lstm0.c"] = node.drop_vars(["gradient", "noise", "block_gradient"])
+        path = write(tmp_path / "bare.nc", bare, model_sha256="b")
+        for pair in [(files[0], path), (path, files[0])]:
+            done = run("compare", *pair)
+            assert done.exit_code == 0
+            said = "Mean gradients not compared: {} hold(s) no mean gradients."
+            assert said.format("B" if pair[1] == path else "A") in done.stdout
+            done = run("compare", *pair, "--tolerance", "10")
+            assert done.exit_code == 2
+            assert f"({path}) holds none of lstm0.c. Analyse it again" in done.stderr
+            done = run("compare", *pair, "--tolerance", "10", "--state", "lstm0.h")
+            assert done.exit_code == 0
+
+    def test_what_is_not_tested_is_not_said_to_be_alike(self, run, tmp_path):
+        """A group in one block of five: no scatter, so no test."""
+        rare = make_tree()
+        for node in rare.children.values():
+            node["block_count"][1:] = 0
+        paths = [
+            write(tmp_path / f"{i}.nc", scaled(rare.copy(deep=True), f), model_sha256=str(i))
+            for i, f in enumerate((2.0, 1.0))
+        ]
+        done = run("compare", *paths)
+        assert "not tested: the results keep too few blocks" in done.stdout
+        assert "no difference" not in done.stdout
+
+    def test_what_is_tested_at_some_delays_only_is_said(self, run, files):
+        """Beyond delay 3 neither is clear of its noise, and five blocks leave but σ₁ to test."""
+        done = run("compare", files[1], files[1])
+        said = r"no difference beyond noise at any of (\d) delays .*not tested at (\d)"
+        tested = re.findall(said, done.stdout)
+        assert len(tested) == 2
+        assert all(int(x) + int(y) == 6 for x, y in tested)
+
+    def test_attributes_of_a_file_are_escaped(self, run, files, tmp_path):
+        hostile = "c\n::error title=pwned::hello\x1b[31m"
+        path = write(tmp_path / "h.nc", make_tree(), corpus=hostile, corpus_sha256="d")
+        done = run("compare", files[0], path)
+        assert done.exit_code == 0
+        assert "The corpora differ" in done.stdout
+        assert "\x1b" not in done.stdout
+        assert not re.search(r"^::", done.stdout, re.M)
+
+    def test_a_file_is_told_by_what_is_in_it(self, run, files, model, tmp_path):
+        """As `check` tells it, whatever it is called."""
+        plain = tmp_path / "result.bin"
+        plain.write_bytes(Path(files[0]).read_bytes())
+        assert run("compare", plain, files[1]).exit_code == 0
+        other = tmp_path / "model.bin"
+        other.write_bytes(Path(model).read_bytes())
+        done = run("compare", other, files[1])
+        assert "must be analysed first: name the text with --corpus" in done.stderr
+        assert is_result(str(plain))
+        assert not is_result(str(other))
+        assert is_result("missing.nc")
+
     def test_nothing_in_the_reference_is_no_number(self, run, files, tmp_path):
         gone = make_tree()
         for node in gone.children.values():
@@ -218,7 +299,7 @@ class TestResults:
             ("missing.nc", "missing.nc does not exist. Check the path."),
             ("x.nc", "is no netCDF-4 file"),
             ("x.onnx", "is not an ONNX model"),
-            (".", "folder"),
+            (".", "is not a file"),
         ]:
             for pair in [(tmp_path / name, files[1]), (files[0], tmp_path / name)]:
                 done = run("compare", *pair)

@@ -122,3 +122,62 @@ def test_the_command_ends_with_who_watches_it(start):
     began = time.monotonic()
     process.communicate(timeout=30)  # until nobody holds the streams any more
     assert time.monotonic() - began < 10
+
+
+WRITING = (
+    "from mnemoscope.analyzer._files import replacing\n"
+    "        with replacing('r.nc') as temporary:\n"
+    "            temporary.write_text('half')\n"
+    "            print('here', file=sys.stderr, flush=True)\n"
+    "            {then}"
+)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interruption_leaves_no_unfinished_file(start, tmp_path, name):
+    process = start(WRITING.format(then="time.sleep(60)"))
+    assert process.stderr.readline() == "here\n"
+    process.send_signal(getattr(signal, name))
+    process.communicate(timeout=30)
+    expected = {"SIGINT": 130}.get(name, -getattr(signal, name))
+    assert process.returncode == expected
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        "os.kill(os.getpid(), signal.SIGSEGV)",
+        "x = [bytes([1]) * 10**8 for _ in range(200)]",
+        "while True: pass",
+    ],
+    ids=["killed", "crashed", "flood", "endless"],
+)
+def test_a_file_of_a_command_that_was_ended_is_removed(start, tmp_path, then):
+    process = start(WRITING.format(then=then), MNEMOSCOPE_MEMORY="0.5")
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_file_is_removed_when_the_watcher_is_killed(start, tmp_path):
+    process = start(WRITING.format(then="time.sleep(60)"))
+    assert process.stderr.readline() == "here\n"
+    process.kill()
+    process.communicate(timeout=30)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_command_that_hears_nothing_is_ended_all_the_same(start, tmp_path):
+    """As native code does not: no handler of Python runs before it returns."""
+    deaf = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); time.sleep(60)"
+    process = start(WRITING.format(then=deaf))
+    assert process.stderr.readline() == "here\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    process.communicate(timeout=50)
+    assert time.monotonic() - began < 30
+    assert process.returncode == -signal.SIGTERM
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]

@@ -13,7 +13,7 @@ def test_table(run, result_file, tree):
     done = run("show", result_file, "--state", "lstm0.c")
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
-    assert lines[0] == "model m.onnx, corpus c.txt, method jvp"
+    assert lines[0] == "model m.onnx, corpus c.txt, positions 200, method jvp"
     assert "lstm0.c · inputs: all · whitened" in lines
     rows = [line.split("│")[1:-1] for line in lines if line.startswith("│")]
     assert [int(r[0]) for r in rows] == list(range(6))

@@ -25,7 +25,7 @@ from keras import layers
 from keras_forms import E, H, S, V, build, sequential, stacked
 from mnemoscope.analyzer.errors import ModelError
 from mnemoscope.analyzer.roles import read_roles
-from mnemoscope.exporters import _keras_recurrent, tensorflow
+from mnemoscope.exporters import _keras_recurrent, _keras_saved, tensorflow
 from mnemoscope.exporters._parity import ParityError
 
 pytestmark = [
@@ -141,7 +141,7 @@ def test_weights_are_loaded_and_change_the_hash(tmp_path):
     [
         ({"vocabulary": ["a", "b"]}, "The vocabulary has 2 tokens"),
         ({"state_names": ["a"]}, "Expected 2 distinct state names"),
-        ({"state_names": ["a", "b/c"]}, "without a slash"),
+        ({"state_names": ["a", "b/c"]}, "holds a /"),
         ({"tokens": "words"}, "There is no input 'words'"),
         ({"embedding": "nothing"}, "'nothing', asked for as the embedding"),
         ({"vocabulary_size": 9}, "Which output holds the logits"),
@@ -325,9 +325,122 @@ def test_a_saved_model_that_reaches_out_is_not_loaded(tmp_path, monkeypatch):
     module = Reader()
     tf.saved_model.save(module, tmp_path / "saved", signatures=module.__call__)
     monkeypatch.setattr(tf.saved_model, "load", None)
-    with pytest.raises(ModelError, match=r"uses ReadFile, which reaches out"):
+    with pytest.raises(ModelError, match=r"uses ReadFile, .*not known to compute"):
         tensorflow.export(str(tmp_path / "saved"), tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
+
+
+RAW = tf.raw_ops
+REACH_OUT = {
+    "SaveV2": lambda x: RAW.SaveV2(
+        prefix="out", tensor_names=["a"], shape_and_slices=[""], tensors=[x]
+    ),
+    "RestoreV2": lambda x: RAW.RestoreV2(
+        prefix="in", tensor_names=["a"], shape_and_slices=[""], dtypes=[tf.float32]
+    )[0],
+    "MergeV2Checkpoints": lambda x: RAW.MergeV2Checkpoints(
+        checkpoint_prefixes=["a"], destination_prefix="out"
+    ),
+    "WriteFile": lambda x: tf.io.write_file("out", "x"),
+    "TFRecordDataset": lambda x: RAW.TFRecordDataset(
+        filenames=["in"], compression_type="", buffer_size=0
+    ),
+    "CacheDataset": lambda x: RAW.CacheDataset(
+        input_dataset=RAW.RangeDataset(
+            start=0, stop=1, step=1, output_types=[tf.int64], output_shapes=[[]]
+        ),
+        filename="out", output_types=[tf.int64], output_shapes=[[]],
+    ),
+    "DebugIdentityV2": lambda x: RAW.DebugIdentityV2(input=x, debug_urls=["file:///tmp/out"]),
+    "EagerPyFunc": lambda x: tf.py_function(lambda v: v, [x], tf.float32),
+    "PrintV2": lambda x: tf.print(x, output_stream="file:///tmp/out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REACH_OUT)
+@pytest.mark.parametrize("deep", [False, True])
+def test_operations_that_reach_out_are_refused(tmp_path, name, deep, monkeypatch):
+    """In a signature, or in the body of a loop that it runs; nothing is loaded or converted."""
+
+    class Model(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int64, name="ids")])
+        def __call__(self, ids):
+            y = tf.cast(ids, tf.float32)
+
+            def body(k, y):
+                with tf.control_dependencies([REACH_OUT[name](y)]):
+                    return k + 1, tf.identity(y)
+
+            if deep:
+                _, y = tf.while_loop(lambda k, _: k < 2, body, (0, y))
+            else:
+                _, y = body(0, y)
+            return {"y": y}
+
+    module = Model()
+    tf.saved_model.save(module, tmp_path / "saved", signatures=module.__call__)
+    monkeypatch.setattr(tf.saved_model, "load", None)
+    with pytest.raises(ModelError, match=rf"uses .*{name}.*not known to compute"):
+        tensorflow.export(str(tmp_path / "saved"), tmp_path / "m.onnx")
+
+
+def test_what_loading_runs_is_looked_at_too(tmp_path, monkeypatch):
+    """A table that is filled from a file, which is read as soon as the model is loaded."""
+    (tmp_path / "words.txt").write_text("a\nb\n")
+
+    class Model(tf.Module):
+        def __init__(self):
+            line = tf.lookup.TextFileIndex.LINE_NUMBER
+            self.table = tf.lookup.StaticHashTable(
+                tf.lookup.TextFileInitializer(str(tmp_path / "words.txt"), tf.string,
+                                              tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64, line), 0
+            )  # fmt: skip
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int64, name="ids")])
+        def __call__(self, ids):
+            return {"y": tf.cast(ids, tf.float32)}
+
+    module = Model()
+    tf.saved_model.save(module, tmp_path / "saved", signatures=module.__call__)
+    monkeypatch.setattr(tf.saved_model, "load", None)
+    with pytest.raises(ModelError, match="InitializeTableFromTextFile"):
+        tensorflow.export(str(tmp_path / "saved"), tmp_path / "m.onnx")
+
+
+def test_ordinary_saved_models_are_not_refused(tmp_path):
+    """Variables, loops, assertions, dropout, gradients beside the signature; TensorFlow 1."""
+
+    class Model(tf.Module):
+        def __init__(self):
+            self.w = tf.Variable(tf.ones((E, E)))
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int64, name="ids")])
+        def __call__(self, ids):
+            tf.debugging.assert_less(ids, tf.constant(V, tf.int64))
+            x = tf.nn.dropout(tf.gather(tf.ones((V, E)), ids), 0.5)
+            h = tf.zeros((tf.shape(ids)[0], E))
+            rows = tf.TensorArray(tf.float32, 0, dynamic_size=True)
+            for t in tf.range(tf.shape(ids)[1]):
+                h = tf.tanh(x[:, t] @ self.w + h)
+                rows = rows.write(t, h)
+            return {"y": tf.transpose(rows.stack(), (1, 0, 2))}
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None), tf.int64, name="ids")])
+        def train(self, ids):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(self(ids)["y"])
+            self.w.assign_sub(tape.gradient(loss, self.w))
+            return loss
+
+    module = Model()
+    tf.saved_model.save(module, tmp_path / "two", signatures=module.__call__)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        ids = tf.compat.v1.placeholder(tf.int64, (None, None))
+        y = tf.nn.embedding_lookup(tf.compat.v1.get_variable("e", (V, E)), ids)
+        session.run(tf.compat.v1.global_variables_initializer())
+        tf.compat.v1.saved_model.simple_save(session, str(tmp_path / "one"), {"x": ids}, {"y": y})
+    for name in ("two", "one"):
+        _keras_saved._require_harmless(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -340,3 +453,21 @@ def test_a_broken_saved_model(tmp_path, content, message):
         tensorflow.export(tmp_path / "saved", tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="takes no weights"):
         tensorflow.export(tmp_path / "saved", tmp_path / "m.onnx", weights="w.h5")
+
+
+def test_a_saved_model_of_fixed_length_and_its_vocabulary(tmp_path):
+    """Compared over its own number of steps; Keras' reserved tokens are put before a list."""
+    parts = [layers.Embedding(V, E), layers.LSTM(H), layers.Dense(V)]
+    model = sequential(*parts, shape=(9,), dtype="int64")
+    model.export(tmp_path / "saved", verbose=False)
+    (tmp_path / "v.json").write_text(json.dumps([f"w{k}" for k in range(V - 2)]))
+    report = export(str(tmp_path / "saved"), tmp_path, vocabulary=tmp_path / "v.json",
+                    state_names=["a", "b"])  # fmt: skip
+    assert report.parity.steps == 9
+    assert [s.name for s in report.states] == ["a", "b"]
+    assert any("<pad> and [UNK]" in note for note in report.notes)
+    assert report.evidence
+    _, vocabulary = read_roles(onnx.load(tmp_path / "m.onnx"))
+    assert vocabulary.tokens[:3] == ("<pad>", "[UNK]", "w0")
+    with pytest.raises(ModelError, match="is empty, holds a /"):
+        export(str(tmp_path / "saved"), tmp_path, state_names=["a", ""])

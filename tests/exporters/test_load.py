@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 from mnemoscope.analyzer.errors import ModelError
 from mnemoscope.exporters._load import load_object, load_weights
-from mnemoscope.exporters._vocabulary import make_vocabulary
+from mnemoscope.exporters._vocabulary import VocabularyOptions
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402 (torch may be missing)
@@ -51,7 +52,9 @@ def test_loads_a_module_a_class_and_a_function(file, name):
     [
         ("{file}", "Expected FILE.py:OBJECT"),
         ("{file}.gone:build", "There is no file"),
-        ("{file}:gone", "has no 'gone'; it has .*build"),
+        ("{file}:gone", "has no 'gone'; it has 'Model', 'build'"),
+        ("{file}:number.gone", "model.py:number' has no 'gone'; it has 'as_integer_ratio'"),
+        ("{file}:Model.gone", "model.py:Model' has no 'gone'; it has .* more"),
         ("{file}:number", "is a int; expected a torch.nn.Module"),
         ("{file}:needs", "fails when called without arguments: TypeError"),
         ("{file}:wrong", "returned a int"),
@@ -132,22 +135,44 @@ def test_a_pickle_is_not_run(tmp_path, monkeypatch):
 def test_vocabulary_guesses(tmp_path):
     path = tmp_path / "v.txt"
     path.write_bytes("a\r\nß\r\n\\n\r\n<unk>\r\n".encode())
-    found = make_vocabulary(path, 4)
+    found = VocabularyOptions(path).make(4)
     assert found.tokens == ("a", "ß", "\n", "<unk>")
     assert (found.level, found.unknown, found.end_of_line) == ("char", "<unk>", "\n")
-    found = make_vocabulary(["the", "</s>"], 2)
+    found = VocabularyOptions(["the", "</s>"]).make(2)
     assert (found.level, found.unknown, found.end_of_line) == ("word", None, "</s>")
-    found = make_vocabulary(["the", "OOV", "."], 3, unknown="OOV", end_of_line=".")
+    found = VocabularyOptions(["the", "OOV", "."], unknown="OOV", end_of_line=".").make(3)
     assert (found.unknown, found.end_of_line) == ("OOV", ".")
-    assert make_vocabulary(None, 3) is None
+    assert VocabularyOptions(None).make(3) is None
 
 
 def test_vocabulary_refusals(tmp_path):
     path = tmp_path / "v.txt"
     path.write_bytes(b"a\n\xff\n")
     with pytest.raises(ModelError, match=r"not UTF-8 \(byte 2\)"):
-        make_vocabulary(path, 2)
+        VocabularyOptions(path).make(2)
     with pytest.raises(ModelError, match="unknown token 'x' is not in"):
-        make_vocabulary(["a", "b"], 2, unknown="x")
+        VocabularyOptions(["a", "b"], unknown="x").make(2)
     with pytest.raises(ModelError, match="found the token 3"):
-        make_vocabulary(["a", 3], 2)
+        VocabularyOptions(["a", 3]).make(2)
+
+
+def test_only_keras_reserves_two_tokens(tmp_path):
+    """Where two ids have no token, nobody but Keras says which two."""
+    path = tmp_path / "v.json"
+    for tokens, marks in ((["a", "the", "cat"], {}), (["OOV", "the", "cat"], {"unknown": "OOV"}),
+                          (["<unk>", "the", "cat"], {})):  # fmt: skip
+        path.write_text(json.dumps(tokens))
+        said = VocabularyOptions(path, **marks)
+        with pytest.raises(ModelError, match="has 3 tokens, the model's logits have 5"):
+            said.make(5)
+        notes = []
+        if marks or "<unk>" in tokens:
+            with pytest.raises(ModelError, match="has 3 tokens"):
+                said.make(5, keras_reserved=True, notes=notes)
+            assert not notes
+        else:
+            found = said.make(5, keras_reserved=True, notes=notes)
+            assert found.tokens == ("<pad>", "[UNK]", "a", "the", "cat")
+            assert found.unknown == "[UNK]"
+            assert len(notes) == 1
+            assert "<pad> and [UNK]" in notes[0]

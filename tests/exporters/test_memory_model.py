@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -9,11 +10,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import Roles, State, Vocabulary
+from mnemoscope.analyzer.errors import ModelError, ResultError
+from mnemoscope.analyzer.result import check_state_names
+from mnemoscope.analyzer.roles import RESERVED, Roles, State, Vocabulary, require_state_names
 from mnemoscope.exporters._embedding import EmbeddingError, cut_at_embedding
 from mnemoscope.exporters._memory_model import build_memory_model, require_writable, save
-from mnemoscope.exporters._parity import initial_states
+from mnemoscope.exporters._parity import initial_states, state_view
+from mnemoscope.exporters._quiet import silenced
 from mnemoscope.exporters.testing import ParityError, check_exporter
 from onnx import numpy_helper
 
@@ -257,3 +260,71 @@ def test_importing_the_package_imports_no_framework():
         "sys.exit(any(m in sys.modules for m in ('torch', 'tensorflow', 'keras')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_lookup_for_one_stream_alone_is_refused_in_words():
+    """ONNX Runtime fails while the embedding's shape is looked for: no traceback comes of it."""
+    model = step("e = Gather(table, ids) r = Reshape(e, one) x = Squeeze(r, axis0)")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, H]), "one"))
+    with pytest.raises(EmbeddingError, match="cannot be computed for 2 and for 3 streams"):
+        cut_at_embedding(model, "ids", embedding="r")
+
+
+def test_an_embedding_without_numbers():
+    model = step("e = Gather(table, ids) x = Squeeze(e, axis1)")
+    table = next(t for t in model.graph.initializer if t.name == "table")
+    table.CopyFrom(numpy_helper.from_array(np.zeros((V, 0), np.float32), "table"))
+    with pytest.raises(EmbeddingError, match="holds no numbers"):
+        cut_at_embedding(model, "ids", embedding="e")
+
+
+@pytest.mark.parametrize(("batch_axis", "layer_axis"), [(0, 1), (1, 0), (2, 0), (0, 2), (1, 2)])
+def test_a_view_of_a_state_is_batch_first(batch_axis, layer_axis):
+    sizes = {batch_axis: 4, layer_axis: 3}
+    tensor = RANDOM.normal(size=[sizes.get(a, 5) for a in range(3)])
+    state = State("s", "a", "b", "other", 0, batch_axis, layer_axis, 2)
+    view = state_view(tensor, state)
+    unit_axis = 3 - batch_axis - layer_axis
+    for n, u in np.ndindex(4, 5):
+        place = [0, 0, 0]
+        place[batch_axis], place[layer_axis], place[unit_axis] = n, 2, u
+        assert view[n, u] == tensor[tuple(place)]
+    view[...] = 0
+    assert not np.take(tensor, 2, layer_axis).any()
+    assert np.take(tensor, 1, layer_axis).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "of", "said"),
+    [
+        (["a"], ["x", "y"], "Expected 2 distinct state names"),
+        (["a", "a"], ["x", "y"], "Expected 2 distinct state names"),
+        (["a", "a"], None, "comes twice"),
+        (["a", ""], None, "is empty"),
+        (["a/b"], ["x"], "holds a /"),
+        (["a\n"], ["x"], "does not print"),
+        (["delay"], ["x"], "may be called delay"),
+        ([".."], ["x"], "may be called"),
+        (["a", "b"], ["x", "y"], None),
+    ],
+)
+def test_names_of_states(names, of, said):
+    if said is None:
+        require_state_names(names, of=of)
+        return
+    with pytest.raises(ModelError, match=said):
+        require_state_names(names, of=of)
+
+
+def test_reserved_names_are_those_that_a_result_file_refuses():
+    for name in RESERVED - {"embedding"}:
+        with pytest.raises(ResultError):
+            check_state_names([name])
+
+
+def test_loggers_are_as_before():
+    logger = logging.getLogger("mnemoscope.test")
+    logger.setLevel(logging.INFO)
+    with silenced("mnemoscope.test"):
+        assert logger.level == logging.CRITICAL
+    assert logger.level == logging.INFO

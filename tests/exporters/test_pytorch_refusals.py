@@ -157,7 +157,7 @@ REFUSED = [
     (Base, {"vocabulary": "missing.txt"}, "Cannot read the vocabulary 'missing.txt'"),
     (Base, {"vocabulary_size": 12}, "11 entries per token, not 12"),
     (Base, {"state_names": ["a", "b"]}, r"Expected 1 distinct state names.*gru0\.h"),
-    (Base, {"state_names": ["a/b"]}, "without a slash"),
+    (Base, {"state_names": ["a/b"]}, "holds a /"),
     (Base, {"weights": "missing.pt"}, "no weights file 'missing.pt'"),
     (Base, {"state_shapes": [[1, 2, 4]]}, 'write "N" for it'),
     (Base, {"state_shapes": "1x4"}, "nested lists"),

@@ -21,8 +21,9 @@ from mnemoscope.analyzer import Corpus, analyze, open_model
 from mnemoscope.analyzer.errors import ModelError, NoDerivative
 from mnemoscope.cli.main import main
 from mnemoscope.exporters import shipped
+from mnemoscope.exporters._shipped_plan import Plan
 from mnemoscope.exporters._shipped_roles import RolesNeeded, kind_of, name_pairs
-from mnemoscope.exporters._vocabulary import make_vocabulary, read_tokens
+from mnemoscope.exporters._vocabulary import VocabularyOptions, read_tokens
 from mnemoscope.exporters.testing import ParityError
 from onnx import helper, numpy_helper
 
@@ -153,6 +154,68 @@ def test_template_completed_by_hand_works(tmp_path):
     ids = np.random.default_rng(0).integers(0, forms.V, 40)
     got = gradients(open_model(target), ids, "jvp", 5)
     assert np.linalg.norm(got["low"][5]) > 0
+
+
+def test_a_template_that_is_there_is_not_replaced(tmp_path):
+    source, target = write(pair(), tmp_path), tmp_path / "m.onnx"
+    template = tmp_path / "m.onnx.roles.json"
+    with pytest.raises(RolesNeeded, match="A template was written to"):
+        shipped.export(source, target)
+    mine = json.dumps({"logits": "out_logits", "help": ["half done"]})
+    template.write_text(mine)
+    for given in (None, template):
+        with pytest.raises(RolesNeeded, match=r"Complete the existing .*m\.onnx\.roles\.json"):
+            shipped.export(source, target, roles=given)
+        assert template.read_text() == mine
+
+
+def last_step_only(steps):
+    """A file that insists on its number of steps, and gives the logits of the last alone."""
+    n = forms.Net()
+    n.input("tokens", ["N", steps], forms.INT64)
+    x = n.op("Transpose", n.embed("tokens"), perm=[1, 0, 2])
+    n.recurrent("GRU", x, 0, forms.E, [], ["last"])
+    n.op("Squeeze", n.head("last"), n.const([0]), out="logits")
+    n.output("logits", ["N", forms.V])
+    return n
+
+
+@pytest.mark.parametrize("steps", [6, 70])
+def test_a_fixed_number_of_steps_is_compared_whole(tmp_path, steps):
+    report = shipped.export(write(last_step_only(steps), tmp_path), tmp_path / "m.onnx")
+    assert report.parity.steps == steps
+    assert [s.name for s in report.states] == ["gru0.h"]
+
+
+def test_too_many_fixed_steps_are_refused_before_the_work(tmp_path):
+    with pytest.raises(ModelError, match=r"insists on 32,768 steps .* at most 16,384"):
+        shipped.export(write(last_step_only(2**15), tmp_path), tmp_path / "m.onnx")
+
+
+def test_a_list_of_tokens_that_is_too_short_is_refused(tmp_path):
+    """No two tokens are put before it: that would shift every id."""
+    tokens = ["<unk>", "<eos>", *(f"w{k}" for k in range(forms.V - 4))]
+    (tmp_path / "v.json").write_text(json.dumps(tokens))
+    source = write(forms.classic(layers=1), tmp_path)
+    with pytest.raises(ModelError, match=f"has {forms.V - 2} tokens, .* have {forms.V}"):
+        shipped.export(source, tmp_path / "m.onnx", vocabulary=tmp_path / "v.json")
+
+
+@pytest.mark.parametrize("initial", [[], [0.5], [0.5] * 99])
+def test_an_initial_value_of_another_size(tmp_path, initial):
+    given = roles(("h0", "next_h0"), ("c0", "next_c0"))
+    given["states"][0]["initial"] = initial
+    source = write(forms.classic(layers=1), tmp_path)
+    with pytest.raises(ModelError, match=f"'s0' has {len(initial)} elements; its tensor has"):
+        shipped.export(source, tmp_path / "m.onnx", roles=given)
+
+
+def test_the_shape_of_the_logits_is_found_once(tmp_path, monkeypatch):
+    asked = []
+    own = Plan._logits_of
+    monkeypatch.setattr(Plan, "_logits_of", lambda plan, n: asked.append(n) or own(plan, n))
+    shipped.export(write(forms.classic(layers=1), tmp_path), tmp_path / "m.onnx")
+    assert sorted(asked) == [2, 3]
 
 
 def roles(*pairs, **more):
@@ -348,7 +411,7 @@ WORDS = ["<pad>", "<unk>", "the", "cat"]
 def test_vocabulary_forms(tmp_path, name, text, wanted):
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_tokens(tmp_path / name) == wanted
-    assert make_vocabulary(tmp_path / name, len(wanted)).tokens == tuple(wanted)
+    assert VocabularyOptions(tmp_path / name).make(len(wanted)).tokens == tuple(wanted)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +448,7 @@ def test_command(tmp_path):
         "input 'state'[1] reaches initial_c of LSTM",
         "Note: The input 'input' is floating point, so it is itself the embedding",
         "Note: The output 'output' has 1 numbers for 16 tokens",
-        "Differs from the original by ",
+        "Step from the shipped graph; differs from the original by ",
         "next: mnemoscope inspect",
     ):
         assert line in done.stdout, line

@@ -14,14 +14,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import psutil
 from mnemoscope.analyzer import _limits, _memory
 
-SECONDS = 90  # for one command; a good model of this size takes 0.3
+# Processor seconds of one command, all its processes together; a good model of this size takes 0.5.
+# Not time that passes: on a busy machine a command may wait for long without being to blame.
+SECONDS = 90
+# Nor can a command wait for ever: one whose work takes no processor time for as long hangs.
+IDLE = 60
 ALLOWED = 0.5  # gigabytes that a command is told it may take
 # Resident bytes of one command: what is allowed, and what can be filled between two looks.
 MEMORY = 2**30
@@ -33,6 +39,8 @@ DELAYS = 3
 _INTERNAL = re.compile(
     r"\b\w+(Error|Exception)\b(?<!Error: Error)|Traceback|std::|\.cc:\d+|0x[0-9a-f]{8}"
 )
+# As Python prints it: where it was raised, its class, its text.
+_WARNING = re.compile(r"^\S+\.py:\d+: \w+Warning: .*", re.MULTILINE)
 _LONGEST = 1000  # characters of a message
 
 
@@ -41,9 +49,10 @@ class Call:
     """One run of a command."""
 
     arguments: list[str]
-    status: int | None = None  # None: killed for its time
+    status: int | None = None  # None: killed, for the reason in `hang`
+    hang: str = ""
     signal: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of processor time
     memory: int = 0
     stdout: str = ""
     stderr: str = ""
@@ -89,22 +98,32 @@ def call(arguments: list[str], folder: Path) -> Call:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         sys.stdout.flush()
         sys.stderr.flush()
-        start = time.monotonic()
         child = os.fork()
         if child == 0:
             _command(arguments, folder, out.fileno(), err.fileno())
+        spent, working, progress = 0.0, -1.0, time.monotonic()
         ended = 0
         while not ended:
+            time.sleep(0.002)
             ended, status, usage = os.wait4(child, os.WNOHANG)
-            if not ended and time.monotonic() - start > SECONDS:
+            if ended or (now := time.monotonic()) - progress < 0.2:
+                continue
+            spent, work = _processor_seconds(child)
+            if work != working:
+                working, progress = work, now
+            if spent > SECONDS:
+                done.hang = f"still ran after {SECONDS} s of processor time"
+            elif now - progress > IDLE:
+                done.hang = f"did nothing for {IDLE} s, and did not end"
+            if done.hang:
                 os.killpg(child, signal.SIGKILL)
                 os.wait4(child, 0)
                 status, usage = None, None
                 break
-            time.sleep(0.002)
-        done.seconds = time.monotonic() - start
+        done.seconds = spent
         if usage is not None:
             done.memory = usage.ru_maxrss * 1024
+            done.seconds = usage.ru_utime + usage.ru_stime
         if status is not None and os.WIFSIGNALED(status):
             done.signal = os.WTERMSIG(status)
         elif status is not None:
@@ -113,6 +132,19 @@ def call(arguments: list[str], folder: Path) -> Call:
             stream.seek(0)
             setattr(done, name, stream.read(2**22).decode("utf-8", "backslashreplace"))
     return done
+
+
+def _processor_seconds(child: int) -> tuple[float, float]:
+    """What a command used so far, and the part of it that does its work: one process watches."""
+    total, work = 0.0, 0.0
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(child)
+        for process in (first, *first.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                work = times.user + times.system
+                total += work
+    return total, work
 
 
 def _command(arguments: list[str], folder: Path, out: int, err: int) -> None:
@@ -158,10 +190,12 @@ def judge(call: Call, allowed: tuple[int, ...] = (0, 2)) -> Iterator[str]:
         yield f"{name}: died of {signal.Signals(call.signal).name}"
         return
     if call.status is None:
-        yield f"{name}: still ran after {SECONDS} s"
+        yield f"{name}: {call.hang}"
         return
     if call.memory > MEMORY:
         yield f"{name}: took {call.memory / 2**20:,.0f} MiB"
+    if found := _WARNING.search(call.stderr):
+        yield f"{name}: a warning that is not for users: {found[0][:200]}"
     if "Traceback (most recent call last)" in call.stderr:
         yield f"{name}: traceback: {call.stderr.strip().splitlines()[-1][:200]}"
     elif call.status not in allowed:
@@ -228,8 +262,9 @@ def comparable(path: Path) -> bool:
     """Whether differences can resolve the model: no weight is far above all the others."""
     import onnx
     from mnemoscope.analyzer import _passes
+    from mnemoscope.analyzer.model import load_proto
 
-    arrays = (onnx.numpy_helper.to_array(t) for t in _passes.weights(onnx.load(path)))
+    arrays = (onnx.numpy_helper.to_array(t) for t in _passes.weights(load_proto(path)))
     return all(np.abs(a.astype(np.float64)).max(initial=0) < COMPARABLE for a in arrays)
 
 

@@ -49,13 +49,14 @@ def test_a_case_is_the_same_every_time(tmp_path):
         ({}, None),
         ({"status": 0, "stderr": ""}, None),
         ({"status": None, "signal": 11}, "died of SIGSEGV"),
-        ({"status": None}, "still ran after"),
+        ({"status": None, "hang": "still ran after 90 s"}, "still ran after"),
         ({"status": 1}, "status 1"),
         ({"status": 139}, "status 139"),
         ({"memory": MEMORY + 1}, "took 1,024 MiB"),
         ({"stderr": "Traceback (most recent call last):\n  x\nKeyError: 1\n"}, "traceback: Key"),
         ({"status": 0, "stderr": "Traceback (most recent call last):\nx\n"}, "traceback"),
         ({"stderr": ""}, "status 2 without"),
+        ({"status": 0, "stderr": "/a/b.py:12: UserWarning: Ignoring\n  x()\n"}, "a warning that"),
         ({"stderr": "Error: \n"}, "an empty message"),
         ({"stderr": "Error: one thing is wrong\nError: and another\n"}, "status 2 without"),
         ({"stderr": "Error: one thing is wrong\nmore\n"}, "status 2 without"),
@@ -68,6 +69,63 @@ def test_a_case_is_the_same_every_time(tmp_path):
 def test_judge(change, said):
     found = list(judge(Call(**{**vars(GOOD), **change})))
     assert found == [] if said is None else any(said in f for f in found), found
+
+
+EXPORTS = """
+import sys
+from pathlib import Path
+from tests.fuzz import cases, harness
+harness.warm()
+for number in map(int, sys.argv[2:]):
+    folder = Path(sys.argv[1]) / str(number)
+    folder.mkdir()
+    (arguments,) = [c for c in cases.case(number)[1](folder) if c[:2] == ["export", "onnx"]]
+    done = harness.call(arguments, folder)
+    said = [*harness.judge(done)]
+    print(number, done.status, said or "as it should be")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are kept with Linux's own means")
+def test_exports_that_were_endless_or_ended_in_a_traceback(tmp_path):
+    numbers = ["36", "253", "268", "592", "344", "560"]
+    done = subprocess.run([sys.executable, "-c", EXPORTS, tmp_path, *numbers], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.stdout.splitlines() == [f"{n} 2 as it should be" for n in numbers], done.stderr
+
+
+HANGS = """
+import sys, time
+from pathlib import Path
+from mnemoscope import analyzer
+from tests.fuzz import harness
+harness.warm()
+harness.SECONDS, harness.IDLE = 3, 2
+def bad(path):
+    end = time.process_time() + {busy}
+    while time.process_time() < end:
+        pass
+    time.sleep({asleep})
+    raise SystemExit(0)
+analyzer.open_model = bad
+print("said:", harness.call(["inspect", "m.onnx"], Path(sys.argv[1])).hang)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are kept with Linux's own means")
+@pytest.mark.parametrize(
+    ("busy", "asleep", "said"),
+    [
+        (30, 0, "still ran after 3 s of processor time"),
+        (0, 30, "did nothing for 2 s, and did not end"),
+        (0.1, 0.5, ""),
+    ],
+)
+def test_planted_hangs(tmp_path, busy, asleep, said):
+    code = HANGS.format(busy=busy, asleep=asleep)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True,
+                          text=True, timeout=100)  # fmt: skip
+    assert done.stdout == f"said: {said}\n", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"states": []}', '{"states": [{"size": NaN}]}',

@@ -1,0 +1,100 @@
+"""`mnemoscope words`: from a model and from a file of words, in every form, and bad calls."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from mnemoscope.cli.main import main
+
+MODEL = str(Path(__file__).parents[2] / "samples/models/pydoc-lstm-untrained.onnx")
+TEXT = "the function returns the list\nthe list of a function\n" * 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("words")
+    (path / "text.txt").write_text(TEXT)
+    (path / "train.txt").write_text(TEXT + "the the a\n")
+    call = [MODEL, str(path / "text.txt"), "-o", str(path / "w.nc"), "--delays", "3"]
+    result = run(*call, "--frequencies", str(path / "train.txt"), "--state", "lstm0.c")
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["words", *arguments])
+
+
+def test_table_of_a_run(folder):
+    out = run(str(folder / "w.nc")).output
+    assert "lstm0.c · 7 types · whitened · sorted by sigma1" in out
+    assert "Rank correlation of frequency and σ₁ at delay 0" in out
+    assert "function" in out
+
+
+def test_forms(folder):
+    data = json.loads(run(str(folder / "w.nc"), "--json", "--sort", "frequency").output)
+    words = [row["word"] for row in data["words"]]
+    assert words[0] == "the"
+    assert {r["word"]: r["frequency"] for r in data["words"]}["the"] == 38
+    assert {r["word"]: r["occurrences"] for r in data["words"]}["the"] == 36
+    rows = list(csv.DictReader(io.StringIO(run(str(folder / "w.nc"), "--csv").output)))
+    assert {r["word"] for r in rows} == set(words)
+    values = [float(r["sigma1"]) for r in rows]
+    assert values == sorted(values, reverse=True)
+
+
+def test_chosen_words_and_figures(folder):
+    path = folder / "f.png"
+    result = run(str(folder / "w.nc"), "--figure", str(path))
+    assert result.exit_code == 0, result.output
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    chosen = run(str(folder / "w.nc"), "--word", "the", "--figure", str(folder / "c.svg"), "--csv")
+    assert [r["word"] for r in csv.DictReader(io.StringIO(chosen.output))] == ["the"]
+    assert (folder / "c.svg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (["w.nc", "text.txt", "x"], "MODEL and CORPUS, or one file"),
+        (["text.txt"], "is no netCDF-4 file"),
+        (["nosuch.nc"], "does not exist"),
+        (["w.nc", "--delays", "3"], "--delays: only where MODEL and CORPUS"),
+        (["w.nc", "-o", "x.nc"], "-o: only where MODEL and CORPUS"),
+        (["w.nc", "--word", "zebra"], "No measures of 'zebra'"),
+        (["w.nc", "--delay", "4"], "no delay 4"),
+        (["w.nc", "--state", "x"], "no state 'x'; it has lstm0.c"),
+        (["w.nc", "--figure", "f.txt"], "must end in"),
+        ([MODEL, "text.txt"], "Give -o FILE"),
+        ([MODEL, "text.txt", "-o", "n.nc", "--positions", "5"], "--positions is not for words"),
+        ([MODEL, "text.txt", "-o", "n.nc", "--word", "zebra"], "vocabulary has no 'zebra'"),
+        ([MODEL, "text.txt", "-o", "n.nc", "--word", "class"], "does not hold"),
+        ([MODEL, "text.txt", "-o", "n.nc", "--min-count", "99"], "No type occurs 99 times"),
+        ([MODEL, "text.txt", "-o", "text.txt"], "is also an input"),
+    ],
+)
+def test_bad_calls(folder, monkeypatch, call, said):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+    result = run(*call)
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_result_is_no_file_of_words(folder):
+    path = folder / "r.nc"
+    analyzed = CliRunner().invoke(
+        main, ["analyze", MODEL, str(folder / "text.txt"), "-o", str(path), "--delays", "1", "-q"]
+    )
+    assert analyzed.exit_code == 0, analyzed.output
+    assert "no file of words" in run(str(path)).output
+    shown = CliRunner().invoke(main, ["show", str(folder / "w.nc")])
+    assert shown.exit_code == 2
+    assert "not a mnemoscope result" in shown.output
