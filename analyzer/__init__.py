@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from .comparison import compare
     from .corpus import Corpus, read_corpus
     from .errors import MnemoscopeError
+    from .grouping import group_positions, read_unions
+    from .groups import Groups
     from .model import MemoryModel, open_model
     from .result import open_result, save_result
     from .roles import Roles, State, Vocabulary
 
 _HOME = {
     "Corpus": ".corpus",
+    "Groups": ".groups",
     "MemoryModel": ".model",
     "MnemoscopeError": ".errors",
     "Roles": ".roles",
@@ -32,15 +35,18 @@ _HOME = {
     "check": ".budget",
     "compare": ".comparison",
     "describe": "._describe",
+    "group_positions": ".grouping",
     "open_model": ".model",
     "open_result": ".result",
     "read_budget": ".budget",
     "read_corpus": ".corpus",
+    "read_unions": ".grouping",
     "save_result": ".result",
 }
 
 __all__ = [
     "Corpus",
+    "Groups",
     "MemoryModel",
     "MnemoscopeError",
     "Roles",
@@ -51,10 +57,12 @@ __all__ = [
     "check",
     "compare",
     "describe",
+    "group_positions",
     "open_model",
     "open_result",
     "read_budget",
     "read_corpus",
+    "read_unions",
     "save_result",
 ]
 

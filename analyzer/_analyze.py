@@ -22,6 +22,7 @@ from ._states import Stepper
 from ._version import __version__
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError
+from .grouping import require_followed
 from .groups import Groups
 from .linearize import Linearization, Step, build_step, difference_linearization, linearize
 from .model import MemoryModel
@@ -128,6 +129,7 @@ def analyze(
     )
     result.check_state_names(list(run.sizes))
     layout = plan(len(corpus), run.delays, blocks=blocks, positions=positions, seed=seed)
+    require_followed(chosen, layout.block >= 0)
     if positions is not None and positions >= len(corpus):
         say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
     keep_blocks = _BLOCK_GRADIENT_LIMIT if keep_blocks is None else keep_blocks

@@ -35,3 +35,7 @@ class ResourceError(MnemoscopeError):
 
 class BudgetError(MnemoscopeError):
     """A budget that cannot be read, or that asks for what a result does not have."""
+
+
+class GroupError(MnemoscopeError):
+    """Classes of input words that a corpus does not have, or cannot be averaged apart."""

@@ -84,12 +84,29 @@ class Groups:
     @classmethod
     def from_labels(cls, labels: Sequence[Iterable[str]]) -> Groups:
         """From the labels of each position; groups come in the order of their names."""
-        unique = [sorted(set(these)) for these in labels]
+        return cls.from_types(np.arange(len(labels)), labels)
+
+    @classmethod
+    def from_types(cls, types: np.ndarray, labels: Sequence[Iterable[str]]) -> Groups:
+        """From the number of the type of each position, and the labels of each type.
+
+        Groups come in the order of their names; a label of no position makes none.
+
+        Args:
+            types: ``[position]`` integers.
+            labels: ``[type]``.
+        """
+        types = np.asarray(types, np.int64)
+        used = np.bincount(types, minlength=len(labels)) > 0
+        unique = [sorted(set(t)) if u else [] for t, u in zip(labels, used, strict=True)]
         names = sorted({name for these in unique for name in these})
         number = {name: i for i, name in enumerate(names)}
-        flat = [number[name] for these in unique for name in these]
-        counts = np.array([len(these) for these in unique], np.int64)
-        return cls(tuple(names), _starts(counts), np.array(flat, np.int64))
+        flat = np.array([number[name] for these in unique for name in these], np.int64)
+        sizes = np.array([len(these) for these in unique], np.int64)
+        start = _starts(sizes[types])
+        # Entry k of a position is entry k of its type.
+        first = np.repeat(_starts(sizes)[types] - start[:-1], sizes[types])
+        return cls(tuple(names), start, flat[first + np.arange(len(first))])
 
     @classmethod
     def from_numbers(cls, names: Sequence[str], numbers: np.ndarray) -> Groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from .classes import ClassTable
 from .comparison import Comparison, StateComparison
 from .tables import Curve
 
@@ -124,6 +126,139 @@ def comparison_figure(
     return figure
 
 
+def classes_figure(
+    tables: Sequence[tuple[str, ClassTable]], *, title: str | None = None, width: float = 9.0
+) -> Figure:
+    """Draw how much is remembered of each class of words, as Figure 8a of Verwimp et al. 2020.
+
+    One row of two panels for each state. Left: σ₁ at delay 0, right: Σσ at the largest delay, on a
+    logarithmic axis where the values differ by more than a factor of thirty; both with bars of one
+    standard error, and a small vertical line where the noise floor is. Points not more than two
+    standard errors above their floor are hollow: the class has too few positions.
+
+    The classes of a state stand in the order of its first table, from the top.
+
+    Args:
+        tables: Names for the legend, and what to draw; names and states may repeat.
+        title: Above the figure; None for none.
+        width: Of the figure, in inches.
+    """
+    states = list(dict.fromkeys((t.state, t.normalization) for _, t in tables))
+    names = list(dict.fromkeys(name for name, _ in tables))
+    most = len({row.group for _, t in tables for row in t.rows})
+    height = 0.9 + len(states) * (0.9 + 0.16 * most * max(len(names), 1.2))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = figure.subplots(len(states), 2, squeeze=False, sharey="row")
+    for (left, right), (state, normalization) in zip(panels, states, strict=True):
+        here = [(n, t) for n, t in tables if (t.state, t.normalization) == (state, normalization)]
+        groups = list(dict.fromkeys(row.group for _, t in here for row in t.rows))
+        for axes, measure in ((left, "sigma1"), (right, "sum")):
+            for name, table in here:
+                _draw_classes(axes, table, measure, names.index(name), len(names), groups)
+            _finish_classes(axes, [t for _, t in here], measure)
+            axes.grid(True, axis="x", linewidth=0.5, alpha=0.35)
+            axes.spines[["top", "right"]].set_visible(False)
+        last = " and ".join(dict.fromkeys(str(t.last) for _, t in here))
+        left.set_yticks(range(len(groups)), [_literal(g) for g in groups])
+        left.set_ylim(len(groups) - 0.5, -0.5)
+        left.set_title(_literal(f"{state}: ") + f"$\\sigma_1$ at delay {here[0][1].first}")
+        right.set_title(_literal(f"{state}: ") + f"$\\Sigma\\sigma$ at delay {last}")
+        for axes in (left, right):
+            axes.set_xlabel(_UNITS[normalization], fontsize="small")
+    _add_class_legends(figure, tables, names, title)
+    return figure
+
+
+def _draw_classes(
+    axes: Axes, table: ClassTable, measure: str, i: int, series: int, groups: list[str]
+) -> None:
+    style = _style(i)
+    color, marker = style["color"], style["marker"]
+    shift = 0.0 if series == 1 else 0.5 * (i / (series - 1) - 0.5)
+    for row in table.rows:
+        y = groups.index(row.group) + shift
+        value, error, floor = (getattr(row, measure + end) for end in ("", "_stderr", "_floor"))
+        clear = getattr(row, f"{measure}_clear")
+        if math.isfinite(value):
+            axes.errorbar(
+                value,
+                y,
+                # Never down to 0, which a logarithmic axis does not have.
+                xerr=[[min(error, 0.8 * value)], [error]] if math.isfinite(error) else None,
+                color=color,
+                marker=marker,
+                markersize=4.5,
+                markerfacecolor=color if clear else "none",
+                alpha=1.0 if clear else 0.5,
+                linewidth=1.2,
+                capsize=1.5,
+                zorder=3,
+            )
+        if math.isfinite(floor):
+            axes.plot(
+                [floor] * 2,
+                [y - 0.2 / series, y + 0.2 / series],
+                color=color,
+                linewidth=1.1,
+                zorder=2,
+            )
+
+
+def _finish_classes(axes: Axes, tables: Sequence[ClassTable], measure: str) -> None:
+    ends = ("", "_floor")
+    found = np.array([getattr(r, measure + end) for t in tables for r in t.rows for end in ends])
+    found = found[np.isfinite(found) & (found > 0)]
+    values = np.array([getattr(r, measure) for t in tables for r in t.rows])
+    values = values[np.isfinite(values) & (values > 0)]
+    if not values.size:
+        axes.text(0.5, 0.5, "nothing to show", **_CENTRE, transform=axes.transAxes)
+        return
+    if values.max() > 30 * values.min():
+        axes.set_xlim(found.min() / 2, found.max() * 2)
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
+
+
+def _add_class_legends(
+    figure: Figure, tables: Sequence[tuple[str, ClassTable]], names: list[str], title: str | None
+) -> None:
+    grey: dict[str, Any] = {"color": "0.35"}
+    handles: list[Any] = [
+        Line2D([], [], **{**_style(i), "linestyle": "none"}, markersize=4.5)
+        for i in range(len(names))
+    ]
+    shown = [_literal(name) for name in names]
+    if len(names) > 1 or title:
+        figure.legend(
+            handles if len(names) > 1 else [],
+            shown if len(names) > 1 else [],
+            loc="outside upper center",
+            ncols=min(len(names), 4),
+            frameon=False,
+            title=_literal(title) if title else None,
+            title_fontsize="large",
+        )
+    keys = [
+        (Line2D([], [], **grey, marker="o", markersize=4.5, linewidth=1.2), "± standard error"),
+        (
+            Line2D([], [], **grey, linestyle="none", marker="|", markersize=8, markeredgewidth=1.1),
+            "noise floor",
+        ),
+    ]
+    if not all(r.sigma1_clear and r.sum_clear for _, t in tables for r in t.rows):
+        hollow = Line2D([], [], linestyle="none", marker="o", markersize=4.5,
+                        markerfacecolor="none", markeredgecolor="0.35", alpha=0.6)  # fmt: skip
+        keys.append((hollow, "too few positions: within 2 standard errors of it, or below"))
+    figure.legend(
+        *zip(*keys, strict=True),
+        loc="outside lower center",
+        ncols=len(keys),
+        frameon=False,
+        fontsize="small",
+    )
+
+
 def _add_comparison_legends(
     figure: Figure,
     states: Sequence[StateComparison],
@@ -212,8 +347,10 @@ def _draw_angles(axes: Axes, state: StateComparison) -> None:
 
 
 def _style(i: int) -> dict[str, Any]:
-    color, marker, line = _STYLES[i % len(_STYLES)]
-    return {"color": color, "marker": marker, "linestyle": line}
+    turn, i = divmod(i, len(_STYLES))
+    color, _, line = _STYLES[i]
+    # The next turn of colours has other markers.
+    return {"color": color, "marker": _STYLES[(i + turn) % len(_STYLES)][1], "linestyle": line}
 
 
 def _every(curve: Curve) -> int:

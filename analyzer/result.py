@@ -49,6 +49,9 @@ _OPTIONAL = {
     "noise": _MATRIX,
     "block_gradient": ("block", *_MATRIX),
     "block_count": ("block", "group", "delay"),
+    "singular_value_sum": _CURVE,
+    "singular_value_sum_stderr": _CURVE,
+    "singular_value_sum_floor": _CURVE,
 }
 _ROOT = {
     "delay": ("delay",),
@@ -238,7 +241,8 @@ def _state(
     noise = np.empty_like(gradient)
     values, values_stderr = np.empty((2, *curve, order))
     ratios, ratios_stderr = np.empty((2, *curve, len(LEADING)))
-    floor = np.empty(curve)
+    whole, whole_stderr = np.empty((2, *curve))
+    floor, whole_floor = np.empty((2, *curve))
 
     def measures(matrix: np.ndarray) -> np.ndarray:
         return _measures(matrix, whitening.D)
@@ -252,9 +256,11 @@ def _state(
             gradient[g], noise[g] = mean, half
         found = np.moveaxis(measures(mean), -2, 0)
         errors = np.moveaxis(jackknife(sums.block_sum[:, g], counts[:, g], measures), -2, 0)
-        values[:, g], ratios[:, g] = found[..., :order], found[..., order:]
-        values_stderr[:, g], ratios_stderr[:, g] = errors[..., :order], errors[..., order:]
-        floor[:, g] = np.moveaxis(measures(half), -2, 0)[..., 0]
+        values[:, g], ratios[:, g] = found[..., :order], found[..., order:-1]
+        values_stderr[:, g], ratios_stderr[:, g] = errors[..., :order], errors[..., order:-1]
+        whole[:, g], whole_stderr[:, g] = found[..., -1], errors[..., -1]
+        by_chance = np.moveaxis(measures(half), -2, 0)
+        floor[:, g], whole_floor[:, g] = by_chance[..., 0], by_chance[..., -1]
         sums.release()
 
     data = {
@@ -298,6 +304,24 @@ def _state(
             "largest singular value of noise: what a mean without consistent direction shows",
             _PER_DEVIATION,
         ),
+        "singular_value_sum": _variable(
+            _OPTIONAL["singular_value_sum"],
+            whole,
+            "sum of all singular values of the mean gradient",
+            _PER_DEVIATION,
+        ),
+        "singular_value_sum_stderr": _variable(
+            _OPTIONAL["singular_value_sum_stderr"],
+            whole_stderr,
+            "standard errors of singular_value_sum, by the delete-one-block jackknife",
+            _PER_DEVIATION,
+        ),
+        "singular_value_sum_floor": _variable(
+            _OPTIONAL["singular_value_sum_floor"],
+            whole_floor,
+            "sum of all singular values of noise: what a mean without consistent direction shows",
+            _PER_DEVIATION,
+        ),
     }
     if keep_blocks:
         with np.errstate(over="ignore"):
@@ -316,14 +340,14 @@ def _state(
 
 
 def _measures(matrix: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """Find singular values and selectivities, plain and whitened.
+    """Find singular values, selectivities and the sum of all, plain and whitened.
 
     Args:
         matrix: ``[..., unit, embedding]``.
         d: ``[embedding, direction]``.
 
     Returns:
-        ``[..., normalization, order + leading]``; singular values that a singular whitening
+        ``[..., normalization, order + leading + 1]``; singular values that a singular whitening
         takes away are 0.
     """
     units, size = matrix.shape[-2:]
@@ -335,7 +359,8 @@ def _measures(matrix: np.ndarray, d: np.ndarray) -> np.ndarray:
     for m in (matrix, matrix @ d):
         s = singular_values(m)
         s = np.concatenate([s, np.zeros((*s.shape[:-1], order - s.shape[-1]))], axis=-1)
-        found.append(np.concatenate([s, *(selectivity(s, n)[..., None] for n in LEADING)], -1))
+        shares = [selectivity(s, n)[..., None] for n in LEADING]
+        found.append(np.concatenate([s, *shares, s.sum(-1, keepdims=True)], -1))
     return np.stack(found, axis=-2)
 
 

@@ -14,17 +14,32 @@ from ._output import check_output, output_option
 if TYPE_CHECKING:
     import xarray as xr
 
+_NAMED = 4  # classes at each end of the summary
+
 
 @click.command(
     epilog=example(
         "mnemoscope analyze model.onnx corpus.txt -o result.nc",
         "mnemoscope analyze model.onnx corpus.txt -o quick.nc --positions 2000 --state lstm0.c",
+        "mnemoscope analyze model.onnx treebank.conllu -o classes.nc --group-by upos",
     )
 )
 @click.argument("model")
 @click.argument("corpus")
 @output_option("result")
 @click.option("--state", "states", multiple=True, help="State to follow; may be repeated.  [all]")
+@click.option(
+    "--group-by",
+    metavar="WHAT",
+    help="Average classes of input words apart: upos, xpos, lemma, word, label, feature:NAME, or "
+    "a lexicon FILE.",
+)
+@click.option(
+    "--groups",
+    "unions",
+    metavar="FILE",
+    help='TOML file of classes to put together, such as nouns = ["NN", "NNS"].',
+)
 @analysis_options()
 def analyze(
     model: str,
@@ -34,22 +49,36 @@ def analyze(
     memory: float | None,
     quiet: bool,
     states: tuple[str, ...],
+    group_by: str | None,
+    unions: str | None,
     **options: Any,
 ) -> None:
     """Measure how long MODEL remembers the words of CORPUS.
 
     MODEL is an ONNX file with roles, as mnemoscope export writes it. CORPUS is UTF-8 text, one
-    sentence a line; - is standard input.
+    sentence a line; - is standard input. A treebank (.conllu) or a table of words and labels
+    (.tsv) has classes of words that --group-by can tell apart.
     """
     check_step(options["step"], options["method"])
-    check_output(output, inputs=[model, corpus])
+    if unions is not None and group_by is None:
+        raise click.UsageError(
+            "--groups puts classes together; say which with --group-by, such as --group-by xpos."
+        )
+    check_output(output, inputs=[model, corpus, *filter(None, (group_by, unions))])
     from mnemoscope.analyzer import analyze as run
     from mnemoscope.analyzer import open_model, read_corpus, save_result
+    from mnemoscope.analyzer.grouping import group_positions, read_unions
+    from mnemoscope.analyzer.result import encode_attributes
 
     start = time.perf_counter()
     opened = open_model(model)
+    members = None if unions is None else read_unions(unions)
     text = read_corpus(corpus, opened.vocabulary, level=level)
     with progress_of(quiet) as (progress, report):
+        if group_by is not None:
+            options["groups"] = group_positions(
+                text, opened.vocabulary, group_by, unions=members, report=report
+            )
         tree = run(
             opened,
             text,
@@ -59,6 +88,8 @@ def analyze(
             report=report,
             **options,
         )
+    if group_by is not None:
+        tree.attrs.update(encode_attributes({"group_by": group_by, "unions": members}))
     save_result(tree, output)
     if not quiet:
         _summarize(tree, output, time.perf_counter() - start)
@@ -76,7 +107,30 @@ def _summarize(tree: xr.DataTree, output: str, seconds: float) -> None:
     )
     reach = ", ".join(f"{c.state} {_reach(c.first_unclear)}" for c in found)
     click.echo(f"Whitened σ₁ clear of its noise floor: {reach}.")
+    if tree.sizes["group"] > 1:
+        _summarize_classes(tree)
     click.echo(f"Written to {output}; next: mnemoscope show {output}")
+
+
+def _summarize_classes(tree: xr.DataTree) -> None:
+    from mnemoscope.analyzer.classes import class_tables
+
+    table = class_tables(tree)[-1]
+    clear = [row.group for row in table.rows if row.sigma1_clear and row.group != "all"]
+    unclear = [row.group for row in table.rows if not row.sigma1_clear and row.group != "all"]
+    said = f"{len(clear) + len(unclear)} classes; by {table.state} at delay 0"
+    if not clear:
+        said = f"{len(unclear)} classes, none of them clear of noise by {table.state} at delay 0."
+    elif len(clear) > 2 * _NAMED:
+        said += f", most: {', '.join(clear[:_NAMED])}; least: {', '.join(clear[-_NAMED:])}."
+    else:
+        said += f", from most to least: {', '.join(clear)}."
+    click.echo(said)
+    if unclear:
+        more = f" and {len(unclear) - 2 * _NAMED} more" if len(unclear) > 2 * _NAMED else ""
+        click.echo(
+            f"Too few positions to rise above noise: {', '.join(unclear[: 2 * _NAMED])}{more}."
+        )
 
 
 def _reach(first: int | None) -> str:

@@ -12,6 +12,7 @@ from ._output import Report, reports
 
 if TYPE_CHECKING:
     import xarray as xr
+    from mnemoscope.analyzer.classes import ClassTable, Order
     from mnemoscope.analyzer.tables import Curve
     from rich.console import Console
 
@@ -27,7 +28,12 @@ normalization_option = click.option(
     help="Whether every direction of the embedding space gets unit variance.  [default: whitened]",
 )
 group_option = click.option("--group", help="Class of input words.  [the first]")
-
+sort_option = click.option(
+    "--sort",
+    "order",
+    type=click.Choice(["sigma1", "sum", "count", "name", "result"]),
+    help="What classes are sorted by.  [default: sigma1]",
+)
 
 _FOOTNOTES = {
     "*": "σ₁ does not exceed its noise floor: an average over this many positions shows as much "
@@ -35,51 +41,86 @@ _FOOTNOTES = {
     "?": "there are too few positions for a noise floor or a standard error.",
     "~": "σ₁ exceeds its noise floor by less than two standard errors: no evidence either.",
 }
+_CLASS_FOOTNOTES = {
+    "*": "not above its noise floor: an average over this many positions shows as much with no "
+    "consistent direction at all.",
+    "?": "too few positions for a noise floor or a standard error.",
+    "~": "above its noise floor by less than two standard errors: too few positions to tell.",
+    "o": "the file, of an earlier version, has no standard error and noise floor of Σσ; analyze "
+    "again to have them.",
+}
 
 
 @click.command(
     epilog=example(
         "mnemoscope show result.nc",
         "mnemoscope show result.nc --state lstm0.c --csv > curve.csv",
+        "mnemoscope show classes.nc --sort sum",
+        "mnemoscope show classes.nc --group nouns",
     )
 )
 @click.argument("result")
 @state_option
 @normalization_option
-@group_option
+@click.option(
+    "--group", help="Class of input words whose curve to show.  [all classes side by side]"
+)
+@sort_option
 @reports("json", "csv")
 def show(
-    result: str, states: tuple[str, ...], normalization: str | None, group: str | None
+    result: str,
+    states: tuple[str, ...],
+    normalization: str | None,
+    group: str | None,
+    order: Order | None,
 ) -> Report:
-    """Print the memory curve of RESULT as a table.
+    """Print the memory curve of RESULT as a table, or its classes of input words side by side.
 
-    Columns: the largest singular value σ₁ of the mean gradient with its standard error, what it
-    would be by chance (the noise floor), how selective the memory is (the share of the largest
-    and of the five largest singular values in the sum of all), and how many derivatives were
-    averaged.
+    Columns of a curve: the largest singular value σ₁ of the mean gradient with its standard error,
+    what it would be by chance (the noise floor), how selective the memory is (the share of the
+    largest and of the five largest singular values in the sum of all), and how many derivatives
+    were averaged.
+
+    A result of several classes is shown as one line for each, with σ₁ at delay 0 and the sum of
+    all singular values Σσ at the largest delay, each with its standard error and noise floor;
+    --group shows the curve of one.
     """
     from mnemoscope.analyzer import open_result
-    from mnemoscope.analyzer.tables import curves
 
     tree = open_result(result)
-    found = curves(tree, states=states, normalization=normalization, group=group)
-    whitening = _whitening(tree)
     data = {
         "result": result,
         "attributes": {k: getattr(v, "item", lambda v=v: v)() for k, v in tree.attrs.items()},
-        "whitening": whitening,
-        "curves": [
-            {
-                "state": c.state,
-                "group": c.group,
-                "normalization": c.normalization,
-                "first_delay_below_noise": c.first_below,
-                "first_delay_not_clear": c.first_unclear,
-                "rows": c.rows(),
-            }
-            for c in found
-        ],
+        "whitening": _whitening(tree),
     }
+    if group is None and tree.sizes["group"] > 1:
+        return _classes(tree, data, states, normalization, order)
+    if order is not None:
+        raise click.UsageError("--sort sorts classes; a curve is in the order of its delays.")
+    return _curves(tree, data, states, normalization, group)
+
+
+def _curves(
+    tree: xr.DataTree,
+    data: dict[str, Any],
+    states: tuple[str, ...],
+    normalization: str | None,
+    group: str | None,
+) -> Report:
+    from mnemoscope.analyzer.tables import curves
+
+    found = curves(tree, states=states, normalization=normalization, group=group)
+    data["curves"] = [
+        {
+            "state": c.state,
+            "group": c.group,
+            "normalization": c.normalization,
+            "first_delay_below_noise": c.first_below,
+            "first_delay_not_clear": c.first_unclear,
+            "rows": c.rows(),
+        }
+        for c in found
+    ]
     rows = [
         {"state": c.state, "group": c.group, "normalization": c.normalization, **row}
         for c in found
@@ -87,18 +128,107 @@ def show(
     ]
 
     def render(console: Console) -> None:
-        made = [f"{k} {tree.attrs[k]}" for k in _SHOWN if k in tree.attrs]
-        if made:
-            console.print(", ".join(made) + "\n", soft_wrap=True)
+        _print_made(console, tree)
         for curve in found:
             _print_curve(console, curve)
-        marks = {_mark(row) for row in rows}
-        for mark, meaning in _FOOTNOTES.items():
-            if mark in marks:
-                console.print(f"{mark} {meaning}", soft_wrap=True)
-        _print_whitening(console, whitening, found[0].normalization)
+        _print_footnotes(console, _FOOTNOTES, {_mark(row) for row in rows})
+        _print_whitening(console, data["whitening"], found[0].normalization)
 
     return Report(data, render, rows)
+
+
+def _classes(
+    tree: xr.DataTree,
+    data: dict[str, Any],
+    states: tuple[str, ...],
+    normalization: str | None,
+    order: Order | None,
+) -> Report:
+    from mnemoscope.analyzer.classes import class_tables
+
+    tables = class_tables(tree, states=states, normalization=normalization, order=order)
+    data["classes"] = [
+        {
+            "state": t.state,
+            "normalization": t.normalization,
+            "last_delay": t.last,
+            "rows": [row.row() for row in t.rows],
+        }
+        for t in tables
+    ]
+    rows = [
+        {"state": t.state, "normalization": t.normalization, "last_delay": t.last, **row.row()}
+        for t in tables
+        for row in t.rows
+    ]
+
+    def render(console: Console) -> None:
+        _print_made(console, tree)
+        marks = {mark for table in tables for mark in _print_classes(console, table)}
+        _print_footnotes(console, _CLASS_FOOTNOTES, marks)
+        console.print(
+            "The curve of one class: mnemoscope show RESULT --group NAME.", soft_wrap=True
+        )
+        _print_whitening(console, data["whitening"], tables[0].normalization)
+
+    return Report(data, render, rows)
+
+
+def _print_made(console: Console, tree: xr.DataTree) -> None:
+    made = [f"{k} {tree.attrs[k]}" for k in _SHOWN if k in tree.attrs]
+    if made:
+        console.print(", ".join(made) + "\n", soft_wrap=True)
+
+
+def _print_footnotes(console: Console, footnotes: dict[str, str], marks: set[str]) -> None:
+    for mark, meaning in footnotes.items():
+        if mark in marks:
+            console.print(f"{mark} {meaning}", soft_wrap=True)
+
+
+def _print_classes(console: Console, table: ClassTable) -> set[str]:
+    """Print a table; gives the marks in it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    what = "whitened" if table.normalization == "whitened" else "not whitened"
+    console.print(f"{table.state} · classes of inputs · {what}", style="bold")
+    out = Table()
+    out.add_column("class")
+    both = ("± standard error", "", "noise\nfloor")
+    for heading in (
+        "count",
+        f"σ₁ at delay {table.first}\n{both[0]}",
+        *both[1:],
+        f"Σσ at delay {table.last}\n{both[0]}",
+        *both[1:],
+    ):
+        out.add_column(heading, justify="right", no_wrap=True)
+    marks = set()
+    for row in table.rows:
+        first = _mark_of(row.sigma1, row.sigma1_floor, row.sigma1_stderr, row.sigma1_clear)
+        last = _mark_of(row.sum, row.sum_floor, row.sum_stderr, row.sum_clear)
+        if last == "?" and math.isfinite(row.sum) and _is_old(table):
+            last = "o"
+        marks |= {first, last}
+        out.add_row(
+            Text(row.group),
+            f"{row.count:,}",
+            f"{row.sigma1:.3e} ± {row.sigma1_stderr:.0e}",
+            first,
+            f"{row.sigma1_floor:.1e}",
+            f"{row.sum:.3e} ± {row.sum_stderr:.0e}",
+            last,
+            f"{row.sum_floor:.1e}",
+            style="dim" if first else None,
+        )
+    console.print(out)
+    console.print()
+    return marks
+
+
+def _is_old(table: ClassTable) -> bool:
+    return all(math.isnan(row.sum_floor) for row in table.rows)
 
 
 def _whitening(tree: xr.DataTree) -> dict[str, Any]:
@@ -148,11 +278,15 @@ def _print_curve(console: Console, curve: Curve) -> None:
 
 
 def _mark(row: dict[str, Any]) -> str:
-    if not (math.isfinite(row["noise_floor"]) and math.isfinite(row["sigma1_stderr"])):
+    return _mark_of(row["sigma1"], row["noise_floor"], row["sigma1_stderr"], row["clear_of_noise"])
+
+
+def _mark_of(value: float, floor: float, stderr: float, clear: bool) -> str:
+    if not (math.isfinite(floor) and math.isfinite(stderr)):
         return "?"
-    if row["below_noise"]:
+    if not value > floor:
         return "*"
-    return "" if row["clear_of_noise"] else "~"
+    return "" if clear else "~"
 
 
 def _print_whitening(console: Console, whitening: dict[str, Any], normalization: str) -> None:

@@ -214,9 +214,21 @@ def build(case: Case, seed: int = 0) -> nn.Module:
 
 
 def mean_gradients(case: Case, module: nn.Module, ids: torch.Tensor, delays: int):
-    """State → ``[delay, unit, embedding]``: the mean over all positions of ∂s_{t} / ∂x_{t-τ}.
+    """State → ``[delay, unit, embedding]``: the mean over all positions of ∂s_{t} / ∂x_{t-τ}."""
+    n = len(ids)
+    delay = torch.arange(delays + 1)
+    inside = (torch.arange(n)[:, None] + delay[None] < n).double()
+    return {
+        k: ((j * inside[:, :, None, None]).sum(0) / (n - delay)[:, None, None]).numpy()
+        for k, j in gradients(case, module, ids, delays).items()
+    }
 
-    All in float64, by forward mode through the steps that follow each word.
+
+def gradients(case: Case, module: nn.Module, ids: torch.Tensor, delays: int):
+    """State → ``[position, delay, unit, embedding]``: ∂s_{i+τ} / ∂x_i for every input position i.
+
+    All in float64, by forward mode through the steps that follow each word. What would lie past
+    the end of the text follows words that are not there, and means nothing.
     """
     w = {k: v.double() for k, v in module.state_dict().items()}
     table = torch.eye(V, dtype=torch.float64) if case.one_hot else w["embedding.weight"]
@@ -239,13 +251,7 @@ def mean_gradients(case: Case, module: nn.Module, ids: torch.Tensor, delays: int
             seen.append(state)
         return {k: torch.stack([s[k] for s in seen]) for k in case.sizes}
 
-    jacobians = vmap(jacfwd(follow))(xs, following, starts)
-    delay = torch.arange(delays + 1)
-    inside = (torch.arange(n)[:, None] + delay[None] < n).double()
-    return {
-        k: ((j * inside[:, :, None, None]).sum(0) / (n - delay)[:, None, None]).numpy()
-        for k, j in jacobians.items()
-    }
+    return vmap(jacfwd(follow))(xs, following, starts)
 
 
-__all__ = ["CASES", "Case", "build", "mean_gradients"]
+__all__ = ["CASES", "Case", "build", "gradients", "mean_gradients"]
