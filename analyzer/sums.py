@@ -21,7 +21,8 @@ from .groups import Groups
 _FLUSH = 256  # additions in single precision before they move to the double-precision totals
 STAGED = 6  # staging sums held at once besides two for each group: of the block that ends
 _IN_MEMORY = 2**30  # bytes of totals that are held in memory; more go to a temporary file
-_RELEASE = 256  # windows after which what a temporary file holds leaves memory
+_RELEASE_DIRECT = 4096  # the same for additions that are not staged
+_RELEASE = 8  # staging sums moved before what a temporary file holds leaves memory
 
 
 @dataclass
@@ -171,14 +172,16 @@ class Accumulator:
         kind = _Staged if size.staged else _Direct
         self._targets = {
             part.start: kind(
-                self._block_sum[:, :, :, part], self._half_sum[:, :, part], np.dtype(dtype)
+                self._block_sum[:, :, :, part],
+                self._half_sum[:, :, part],
+                np.dtype(dtype),
+                self._held.release,
             )
             for part in parts or [slice(0, embedding)]
         }
         # Runs of neighbours that count alike: one addition each, not one per position.
         keys = np.stack([plan.block, plan.half, groups.keys()])
         self._run = np.concatenate([[0], np.cumsum((keys[:, 1:] != keys[:, :-1]).any(0))])
-        self._windows = 0
 
     def add(
         self, time: int, inputs: np.ndarray, jacobians: np.ndarray, part: slice | None = None
@@ -210,10 +213,6 @@ class Accumulator:
                     self._block_count[block, g, here] += 1
                     if half == 0:
                         self._half_count[g, here] += 1
-        if start == 0:
-            self._windows += 1
-            if self._windows % _RELEASE == 0:
-                self._held.release()
 
     def result(self) -> dict[str, Sums]:
         """The sums so far, per state."""
@@ -307,8 +306,15 @@ class _Held:
 class _Direct:
     """Additions that go straight to the totals."""
 
-    def __init__(self, block_sum: np.ndarray, half_sum: np.ndarray, dtype: np.dtype) -> None:
-        self._block_sum, self._half_sum = block_sum, half_sum
+    def __init__(
+        self,
+        block_sum: np.ndarray,
+        half_sum: np.ndarray,
+        dtype: np.dtype,
+        release: Callable[[], None],
+    ) -> None:
+        self._block_sum, self._half_sum, self._release = block_sum, half_sum, release
+        self._given = 0
 
     def add(self, block: int, half: int, group: int, delays: slice, values: np.ndarray) -> None:
         """Add ``[delay, E of the part, n]`` values."""
@@ -317,6 +323,9 @@ class _Direct:
         if half == 0:
             target = self._half_sum[group, delays]
             np.add(target, values, out=target)
+        self._given += 1
+        if self._given % _RELEASE_DIRECT == 0:
+            self._release()
 
     def flush(self) -> None:
         """Nothing waits."""
@@ -325,12 +334,18 @@ class _Direct:
 class _Staged:
     """Staging sums of one part, by block, half and group, and the totals that they move to."""
 
-    def __init__(self, block_sum: np.ndarray, half_sum: np.ndarray, dtype: np.dtype) -> None:
-        self._block_sum, self._half_sum = block_sum, half_sum
+    def __init__(
+        self,
+        block_sum: np.ndarray,
+        half_sum: np.ndarray,
+        dtype: np.dtype,
+        release: Callable[[], None],
+    ) -> None:
+        self._block_sum, self._half_sum, self._release = block_sum, half_sum, release
         groups, self._shape, self._dtype = len(half_sum), half_sum.shape[1:], dtype
         self._most = 2 * groups + STAGED
         self._held: dict[tuple[int, int, int], np.ndarray] = {}
-        self._free: list[np.ndarray] = []
+        self._given = 0
         self._additions: dict[tuple[int, int, int], int] = {}
 
     def add(self, block: int, half: int, group: int, delays: slice, values: np.ndarray) -> None:
@@ -344,7 +359,7 @@ class _Staged:
         else:
             if len(self._held) >= self._most:
                 self._give_up(next(iter(self._held)))
-            self._held[key] = self._free.pop() if self._free else np.zeros(self._shape, self._dtype)
+            self._held[key] = np.zeros(self._shape, self._dtype)
         self._additions[key] = self._additions.get(key, 0) + len(values)
         target = self._held[key][delays]
         np.add(target, values, out=target)
@@ -355,12 +370,12 @@ class _Staged:
         self._block_sum[block, group] += staged
         if half == 0:
             self._half_sum[group] += staged
-        staged[...] = 0
-        self._free.append(staged)
         self._additions[key] = 0
+        self._given += 1
+        if self._given % _RELEASE == 0:
+            self._release()
 
     def flush(self) -> None:
         """Move everything to the totals."""
         for key in list(self._held):
             self._give_up(key)
-        self._free.clear()

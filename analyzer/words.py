@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT = "mnemoscope words"
 FORMAT_VERSION = 1
 _CURVE = ("normalization", "word", "delay")
+_ROOT_COLUMNS = ("word", "token", "occurrences", "frequency")
 _MEASURES = ("sigma1", "noise_floor", "singular_value_sum")
 _FREQUENT = 256  # positions of a type above which its sums need double precision
 
@@ -418,11 +419,11 @@ def _check(tree: xr.DataTree, shown: str) -> None:
             f"format is {tree.attrs.get('format')!r}, version "
             f"{tree.attrs.get('format_version')}. Give a file that mnemoscope words wrote."
         )
-    dims = {n: _CURVE for n in _MEASURES} | dict.fromkeys(_FIT, _CURVE[:2])
-    wanted = [(tree, "the root", {"word": ("word",), "delay": ("delay",), "token": ("word",),
-                                  "normalization": ("normalization",), "occurrences": ("word",),
-                                  "frequency": ("word",),
-                                  "count": ("word", "delay")})]  # fmt: skip
+    dims: dict[str, tuple[str, ...]] = dict.fromkeys(_MEASURES, _CURVE)
+    dims |= dict.fromkeys(_FIT, _CURVE[:2])
+    root: dict[str, tuple[str, ...]] = dict.fromkeys(_ROOT_COLUMNS, ("word",))
+    root |= {"delay": ("delay",), "normalization": _CURVE[:1], "count": ("word", "delay")}
+    wanted = [(tree, "the root", root)]
     wanted += [(node, f"state {name}", dims) for name, node in tree.children.items()]
     for node, where, variables in wanted:
         for name, axes in variables.items():

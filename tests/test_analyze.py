@@ -123,6 +123,7 @@ def test_sums_in_a_file_are_the_same(model, tmp_path, monkeypatch):
     near, said = analyze(model, stream(200), **options), []
     monkeypatch.setattr(sums, "_IN_MEMORY", 0)
     monkeypatch.setattr(sums, "_RELEASE", 3)
+    monkeypatch.setattr(sums, "_RELEASE_DIRECT", 3)
     far = analyze(model, stream(200), scratch=tmp_path, report=said.append, **options)
     assert any("in a temporary file" in line for line in said)
     assert not list(tmp_path.iterdir())
