@@ -35,3 +35,7 @@ class ResourceError(MnemoscopeError):
 
 class BudgetError(MnemoscopeError):
     """A budget that cannot be read, or that asks for what a result does not have."""
+
+
+class PropertyError(MnemoscopeError):
+    """A property that cannot be formed from a result, or a file of them that cannot be read."""

@@ -81,6 +81,8 @@ def _silence_stdout() -> None:
         "plot": ".plot:plot",
         "check": ".check:check",
         "compare": ".compare:compare",
+        "property": ".property:property_",
+        "separability": ".separability:separability",
         "corpus": ".corpus:corpus",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
