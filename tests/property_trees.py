@@ -62,7 +62,7 @@ def add_members(tree: xr.DataTree, groups: list[str], counts: dict[str, dict[str
         (groups.index(g), index[w], n) for g, words in counts.items() for w, n in words.items()
     ]
     for name, column in zip(("group", "token", "count"), zip(*triples, strict=True), strict=True):
-        tree[f"member_{name}"] = ("member", np.array(column, np.int64))
+        tree[f"member_{name}"] = xr.DataArray(np.array(column, np.int64), dims="member")
 
 
 def property_tree(
@@ -79,8 +79,8 @@ def property_tree(
         attributes={"model": "m.onnx", "model_sha256": "0" * 64, "corpus": "c.txt"},
         **options,
     )
-    tree["embeddings"] = (("token", "embedding"), table)
-    tree["token"] = ("token", np.array(vocabulary()))
+    tree["embeddings"] = xr.DataArray(table, dims=("token", "embedding"))
+    tree["token"] = xr.DataArray(np.array(vocabulary()), dims="token")
     if members:
         everything: dict[str, int] = {}
         for words in CLASSES.values():
