@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -20,9 +22,10 @@ from ._states import Stepper
 from ._version import __version__
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError
+from .groups import Groups
 from .linearize import Linearization, Step, build_step, difference_linearization, linearize
 from .model import MemoryModel
-from .sums import Accumulator, Plan, plan
+from .sums import Accumulator, Plan, Size, Sums, plan
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -50,7 +53,9 @@ def analyze(
     memory: int | None = None,
     tf32: bool | None = None,
     threads: int | None = None,
-    groups: Mapping[str, np.ndarray] | None = None,
+    groups: Groups | None = None,
+    keep_blocks: int | None = None,
+    scratch: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> xr.DataTree:
@@ -76,8 +81,12 @@ def analyze(
         memory: Bytes that the run may take; default 80 % of what is free.
         tf32: Let CUDA round factors of matrix products to TF32; default False.
         threads: How many to use on the CPU; default one for each processor.
-        groups: Group → ``[position]`` booleans, classes of input positions that are averaged
-            apart; default one group ``all``.
+        groups: Classes of input positions that are averaged apart; default one group ``all``.
+        keep_blocks: Bytes of the result that the mean of each block may take, from which other
+            measures get their standard errors; default 256 MiB, and none are kept if all of them
+            together need more.
+        scratch: Folder for a temporary file that holds sums of more than 1 GiB; default that of
+            temporary files.
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
 
@@ -91,117 +100,227 @@ def analyze(
 
     began = time.monotonic()
     say = report or (lambda line: None)
-    delays = 50 if delays is None else delays
     seed = 0 if seed is None else seed
     blocks = 10 if blocks is None else blocks
-    _check_choice("method", method, get_args(Method))
-    _check_choice("precision", precision, get_args(Precision))
-    _check_numbers(corpus, delays, positions, blocks, threads)
-    _check_vocabulary(model, corpus)
-    provider_name, line = _runtime.choose_provider(provider)
-    say(line)
-    step_graph = build_step(model, np.dtype(precision or "float32"))
-    wanted = _check_states(step_graph, states)
-    result.check_state_names(wanted)
-    if corpus.unknown:
-        share = corpus.unknown / len(corpus)
-        say(f"{corpus.unknown:,} of {len(corpus):,} tokens ({share:.1%}) are unknown to the model.")
-    if step_graph.tokens:
-        say(
-            "The core also reads the tokens themselves; what reaches the state on that way, past "
-            "the embedding, is not measured."
+    if positions is not None and positions < 1:
+        raise MnemoscopeError(f"The number of positions must be 1 or more, not {positions}.")
+    if blocks < 2:
+        raise MnemoscopeError(f"The jackknife needs at least 2 blocks, not {blocks}.")
+    chosen = groups or Groups.everything(len(corpus))
+    if chosen.positions != len(corpus):
+        raise MnemoscopeError(
+            f"The groups are those of {chosen.positions} positions; the corpus has {len(corpus)}."
         )
-    chosen = groups or {"all": np.ones(len(corpus), bool)}
-    for name, mask in chosen.items():
-        if np.shape(mask) != (len(corpus),):
-            raise MnemoscopeError(
-                f"The group {name!r} needs one boolean for each of the {len(corpus)} positions, "
-                f"not an array of shape {np.shape(mask)}."
-            )
-    layout = plan(len(corpus), delays, blocks=blocks, positions=positions, seed=seed)
-    sizes = {c.name: c.size for c in step_graph.differentiable if c.name in wanted}
-    need = _Need(layout, delays, sizes, len(chosen), step_graph, model)
-    budget = _memory.allowed(memory)
-    _memory.require(need.least(), budget, "This run", need.advice)
-    table = model.embeddings_in(step_graph.dtype)
-    batch = None if provider_name == _runtime.CPU else 1
-    if method == "fd":
-        scales = _scales(step_graph, corpus, table, provider_name)
-        linear = difference_linearization(step_graph, scales, step, batch)
-    else:
-        if step is not None:
-            raise MnemoscopeError("A step width belongs to --method fd; jvp is exact.")
-        linear, obstacle = linearize(step_graph, batch)
-        if obstacle:
-            say(f"No block rule for {obstacle}: dense derivatives through onnx-ad, more slowly.")
+    run = Run(
+        model,
+        corpus,
+        delays=delays,
+        states=states,
+        method=method,
+        precision=precision,
+        provider=provider,
+        step=step,
+        memory=memory,
+        tf32=tf32,
+        threads=threads,
+        scratch=scratch,
+        report=report,
+    )
+    result.check_state_names(list(run.sizes))
+    layout = plan(len(corpus), run.delays, blocks=blocks, positions=positions, seed=seed)
     if positions is not None and positions >= len(corpus):
         say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
-    whole = need.whole(linear)
-    say(f"Memory: about {_memory.shown(whole)} of {_memory.shown(budget)} allowed.")
-    _memory.require(whole, budget, "This run", need.advice)
-    products: Products | DeviceProducts
-    if provider_name == _runtime.CPU:
-        products = Products(linear, delays, wanted, table, threads=threads)
-    else:
-        products = DeviceProducts(
-            linear, delays, wanted, table, provider=provider_name, tf32=bool(tf32)
-        )
-    sums = Accumulator(layout, delays, sizes, step_graph.embedding_size, step_graph.dtype, chosen,
-                       products.parts)  # fmt: skip
-
-    def visit(window: Window) -> None:
-        sums.add(window.time, window.first, window.jacobians, window.part)
-
-    total, before = _work(layout, delays, len(corpus)), 0
-    starts = _states_at(step_graph, corpus, table, layout.stretches[:, 0], provider_name)
-    for (low, high), start in zip(layout.stretches, starts, strict=True):
-        tokens, done = corpus.ids[low : high + delays], 0
-        for done in products.run(tokens, start, visit, int(low), int(high - low)):
-            if progress:
-                progress(before + done, total)
-        before += done
-    found = sums.result()
-    if not all(np.isfinite(s.block_sum).all() for s in found.values()):
-        raise MnemoscopeError(
-            "The Jacobians overflowed: the state's derivatives grow without bound on this "
-            "corpus. Try --precision float64 or fewer --delays."
-        )
+    keep_blocks = _BLOCK_GRADIENT_LIMIT if keep_blocks is None else keep_blocks
+    found = run.sums(layout, chosen, keep_blocks, progress)
     attributes = {
-        "model": printable(model.path.name),
-        "model_sha256": model.sha256,
-        "vocabulary_sha256": _vocabulary_hash(model),
-        **{f"source_{k}": v for k, v in model.roles.source.items()},
-        "corpus": corpus.name,
-        "corpus_sha256": corpus.sha256,
-        "corpus_positions": len(corpus),
-        "corpus_unknown": corpus.unknown,
+        **run.attributes,
         "positions": layout.inputs,
         "stretches": len(layout.stretches),
         "blocks": layout.blocks,
-        "method": linear.method,
-        "step": step,
-        "provider": provider_name,
-        "precision": str(step_graph.dtype),
-        "tf32": bool(tf32),
         "seed": seed,
-        "threads": threads,
-        "versions": _versions(),
         "wall_seconds": time.monotonic() - began,
-    }
-    info = {
-        c.name: {"kind": c.state.kind, "layer": c.state.layer}
-        for c in step_graph.differentiable
-        if c.name in wanted
     }
     return result.build(
         found,
-        groups=list(chosen),
+        groups=list(chosen.names),
         embeddings=model.embeddings,  # whose own rounding says which directions are absent
-        state_info=info,
+        state_info=run.state_info,
         attributes=attributes,
-        block_gradient_limit=_BLOCK_GRADIENT_LIMIT,
-        precision=str(step_graph.dtype),
+        block_gradient_limit=keep_blocks,
+        precision=str(run.step.dtype),
+        tokens=model.vocabulary.tokens if model.vocabulary else None,
+        members=None if groups is None else _members(corpus, chosen),
     )
+
+
+class Run:
+    """A model made ready to be followed over a corpus, any number of times.
+
+    Arguments are those of `analyze`.
+
+    Attributes:
+        delays: Largest delay.
+        step: The step that is differentiated.
+        sizes: State → n, the states that are asked for.
+        state_info: State → what describes it.
+        attributes: What a result says of the run.
+        embeddings: ``[V, E]`` in the precision of the run.
+
+    Raises:
+        MnemoscopeError: The call or the input does not fit; see its subclasses.
+    """
+
+    def __init__(
+        self,
+        model: MemoryModel,
+        corpus: Corpus,
+        *,
+        delays: int | None = None,
+        states: list[str] | None = None,
+        method: Method | None = None,
+        precision: Precision | None = None,
+        provider: str | None = None,
+        step: float | None = None,
+        memory: int | None = None,
+        tf32: bool | None = None,
+        threads: int | None = None,
+        scratch: str | os.PathLike[str] | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        say = self._say = report or (lambda line: None)
+        self.delays = 50 if delays is None else delays
+        _check_choice("method", method, get_args(Method))
+        _check_choice("precision", precision, get_args(Precision))
+        _check_numbers(corpus, self.delays, threads)
+        _check_vocabulary(model, corpus)
+        if step is not None and method != "fd":
+            raise MnemoscopeError("A step width belongs to --method fd; jvp is exact.")
+        self._provider, line = _runtime.choose_provider(provider)
+        say(line)
+        self.step = build_step(model, np.dtype(precision or "float32"))
+        wanted = _check_states(self.step, states)
+        if corpus.unknown:
+            share = corpus.unknown / len(corpus)
+            say(f"{corpus.unknown:,} of {len(corpus):,} tokens ({share:.1%}) are unknown to the "
+                "model.")  # fmt: skip
+        if self.step.tokens:
+            say(
+                "The core also reads the tokens themselves; what reaches the state on that way, "
+                "past the embedding, is not measured."
+            )
+        self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
+        self._model, self._corpus, self._method, self._step_width = model, corpus, method, step
+        self._budget, self._tf32, self._threads = _memory.allowed(memory), bool(tf32), threads
+        self._scratch = tempfile.gettempdir() if scratch is None else scratch
+        self._linear: Linearization | None = None
+        self.embeddings = model.embeddings_in(self.step.dtype)
+        self.attributes = {
+            "model": printable(model.path.name),
+            "model_sha256": model.sha256,
+            "vocabulary_sha256": _vocabulary_hash(model),
+            **{f"source_{k}": v for k, v in model.roles.source.items()},
+            "corpus": corpus.name,
+            "corpus_sha256": corpus.sha256,
+            "corpus_positions": len(corpus),
+            "corpus_unknown": corpus.unknown,
+            "method": method or "jvp",
+            "step": step,
+            "provider": self._provider,
+            "precision": str(self.step.dtype),
+            "tf32": self._tf32,
+            "threads": threads,
+            "versions": _versions(),
+        }
+        self.state_info = {
+            c.name: {"kind": c.state.kind, "layer": c.state.layer}
+            for c in self.step.differentiable
+            if c.name in wanted
+        }
+
+    def sums(
+        self,
+        layout: Plan,
+        groups: Groups,
+        keep_blocks: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Sums]:
+        """Follow the positions of a plan.
+
+        Raises:
+            MnemoscopeError: They need too much memory, or their Jacobians overflow.
+        """
+        corpus, step = self._corpus, self.step
+        need = _Need(layout, self.delays, self.sizes, groups, step, self._model, keep_blocks)
+        _memory.require(need.least(), self._budget, "This run", need.advice)
+        linear = self._linearization()
+        whole, totals = need.whole(linear), need.size
+        filed = f" and {_memory.shown(totals.totals)} in a temporary file" if totals.filed else ""
+        self._say(
+            f"Memory: about {_memory.shown(whole)} of {_memory.shown(self._budget)} allowed{filed}."
+        )
+        _memory.require(whole, self._budget, "This run", need.advice)
+        products = self._products(linear)
+        sums = Accumulator(layout, self.delays, self.sizes, step.embedding_size, step.dtype,
+                           groups, products.parts, self._scratch)  # fmt: skip
+
+        def visit(window: Window) -> None:
+            sums.add(window.time, window.inputs, window.jacobians, window.part)
+
+        total, before = _work(layout, self.delays, len(corpus)), 0
+        begins = layout.stretches[:, 0]
+        starts = _states_at(step, corpus, self.embeddings, begins, self._provider)
+        for (low, high), start in zip(layout.stretches, starts, strict=True):
+            tokens, done = corpus.ids[low : high + self.delays], 0
+            follow = np.zeros(len(tokens), bool)
+            follow[: high - low] = layout.block[low:high] >= 0
+            for done in products.run(tokens, start, visit, int(low), follow):
+                if progress:
+                    progress(before + done, total)
+            before += done
+        found = sums.result()
+        if not all(map(_finite, found.values())):
+            raise MnemoscopeError(
+                "The Jacobians overflowed: the state's derivatives grow without bound on this "
+                "corpus. Try --precision float64 or fewer --delays."
+            )
+        return found
+
+    def _linearization(self) -> Linearization:
+        if self._linear is None:
+            batch = None if self._provider == _runtime.CPU else 1
+            if self._method == "fd":
+                scales = _scales(self.step, self._corpus, self.embeddings, self._provider)
+                self._linear = difference_linearization(self.step, scales, self._step_width, batch)
+            else:
+                self._linear, obstacle = linearize(self.step, batch)
+                if obstacle:
+                    self._say(f"No block rule for {obstacle}: dense derivatives through onnx-ad, "
+                              "more slowly.")  # fmt: skip
+        self.attributes["method"] = self._linear.method
+        return self._linear
+
+    def _products(self, linear: Linearization) -> Products | DeviceProducts:
+        wanted = list(self.sizes)
+        if self._provider == _runtime.CPU:
+            return Products(linear, self.delays, wanted, self.embeddings, threads=self._threads)
+        return DeviceProducts(linear, self.delays, wanted, self.embeddings,
+                              provider=self._provider, tf32=self._tf32)  # fmt: skip
+
+
+def _finite(sums: Sums) -> bool:
+    for block in sums.block_sum:
+        for matrices in block:
+            if not np.isfinite(matrices).all():
+                return False
+        sums.release()
+    return True
+
+
+def _members(corpus: Corpus, groups: Groups) -> np.ndarray:
+    """``[member, 3]``: group, token, and how often the token is an input in the group."""
+    pairs = np.stack([groups.group, corpus.ids[groups.position]], axis=1)
+    found, count = np.unique(pairs, axis=0, return_counts=True)
+    return np.concatenate([found, count[:, None]], axis=1)
 
 
 def _check_choice(what: str, given: Any, known: tuple[str, ...]) -> None:
@@ -209,9 +328,7 @@ def _check_choice(what: str, given: Any, known: tuple[str, ...]) -> None:
         raise MnemoscopeError(f"The {what} must be {' or '.join(known)}, not {given!r}.")
 
 
-def _check_numbers(
-    corpus: Corpus, delays: int, positions: int | None, blocks: int, threads: int | None
-) -> None:
+def _check_numbers(corpus: Corpus, delays: int, threads: int | None) -> None:
     if delays < 0:
         raise MnemoscopeError(f"The largest delay must be 0 or more, not {delays}.")
     if delays >= len(corpus):
@@ -219,10 +336,6 @@ def _check_numbers(
             f"The corpus has {len(corpus)} positions, too few for a delay of {delays}: it needs "
             f"at least {delays + 1}. Use a longer corpus or a smaller --delays."
         )
-    if positions is not None and positions < 1:
-        raise MnemoscopeError(f"The number of positions must be 1 or more, not {positions}.")
-    if blocks < 2:
-        raise MnemoscopeError(f"The jackknife needs at least 2 blocks, not {blocks}.")
     if threads is not None and threads < 1:
         raise MnemoscopeError(f"The number of threads must be 1 or more, not {threads}.")
 
@@ -255,28 +368,40 @@ class _Need:
     layout: Plan
     delays: int
     sizes: dict[str, int]
-    groups: int
+    groups: Groups
     step: Step
     model: MemoryModel
+    keep_blocks: int
+
+    @property
+    def size(self) -> Size:
+        """Of the sums."""
+        cells = sum(self.sizes.values()) * self.step.embedding_size
+        return Size.of(self.layout, self.groups, self.delays + 1, cells, self.step.dtype)
 
     def least(self) -> int:
         """What is known before the step is linearised."""
         proto = self.model.proto.ByteSize()
         table = self.model.vocabulary_size * self.step.embedding_size
-        totals = Accumulator.bytes_needed(
-            self.layout.blocks,
-            self.groups,
-            self.delays + 1,
-            list(self.sizes.values()),
-            self.step.embedding_size,
-            self.step.dtype.itemsize,
+        size, item = self.size, self.step.dtype.itemsize
+        cells = (self.delays + 1) * self.step.embedding_size * sum(self.sizes.values())
+        # Of what a file holds, the block at hand is in memory until it is let go.
+        totals = size.totals // (self.layout.blocks + 1) if size.filed else size.totals
+        # The result takes means, noise, one of them again as it is written, the means of blocks
+        # where they fit, and a few copies of one group's means.
+        blocks = len(self.groups) * self.layout.blocks * cells * item
+        built = (
+            3 * len(self.groups) * cells * item
+            + (2 * blocks if blocks <= self.keep_blocks else 0)
+            + 8 * cells * 8
         )
-        # The result takes means, noise and a jackknife replica beside the sums; whitening takes
-        # three tables in double precision; the file is parsed, cut, written out and loaded.
+        # Whitening takes three tables in double precision; the file is parsed, cut, written out
+        # and loaded.
         return (
             self._tangents(list(self.sizes))
-            + 2 * totals
-            + table * (2 * self.step.dtype.itemsize + 24)
+            + totals
+            + max(size.staging, built)
+            + table * (2 * item + 24)
             + 4 * proto
         )
 

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from . import _runtime
-from ._products import Visit, Window, carried_states
+from ._products import Stretch, Visit, Window, carried_states
 from ._states import States
 from .linearize import EMBEDDING, Linearization
 
@@ -63,7 +63,7 @@ class DeviceProducts:
             {c.name: _Buffer((1, c.size), c.dtype, provider) for c in step.components}
             for _ in range(2)
         ]
-        self._bindings: dict[tuple[int, int, int], ort.IOBinding] = {}
+        self._bindings: dict[tuple[int, int, bool], ort.IOBinding] = {}
         self._embedding = _Buffer((1, step.embedding_size), step.dtype, provider)
         self._tokens = _Buffer((1, 1), step.tokens_dtype, provider)
 
@@ -73,35 +73,37 @@ class DeviceProducts:
         start: States,
         visit: Visit,
         begin: int = 0,
-        inputs: int | None = None,
+        follow: np.ndarray | None = None,
     ) -> Iterator[int]:
         """As `Products.run`."""
-        inputs = len(tokens) if inputs is None else inputs
+        stretch = Stretch(begin, self.max_delay, len(tokens), follow)
         now = 0
         for name, value in start.items():
             self._states[now][name].write(value)
-        for i, token in enumerate(tokens[: inputs + self.max_delay]):
+        for i, token in enumerate(tokens[: stretch.end]):
             self._embedding.write(self.table[token][None])
             self._tokens.write(np.array([[token]]))
-            # Delays present before this token, and after it.
-            low, high = max(0, i - inputs), min(i, self.max_delay)
-            binding = self._binding(now, low, high, i < inputs)
+            inputs, insert = stretch.at(i)
+            binding = self._binding(now, len(inputs) - insert, insert)
             try:
                 self._session.run_with_iobinding(binding)
             except Exception as error:
                 raise _runtime.failed(error, f"at position {begin + i}") from error
             now = 1 - now
-            first = 0 if i < inputs else low + 1
-            stop = min(i, self.max_delay) + 1
-            rows = [self._buffers[now][n].numpy(first, stop) for n in self.wanted]
-            visit(Window(begin + i, first, self.parts[0], np.concatenate(rows, -1)))
+            if len(inputs):
+                rows = [self._buffers[now][n].numpy(0, len(inputs)) for n in self.wanted]
+                visit(Window(begin + i, inputs, self.parts[0], np.concatenate(rows, -1)))
             yield i + 1
 
-    def _binding(self, now: int, low: int, high: int, insert: bool) -> ort.IOBinding:
-        """The binding that reads delays [low, high) of one buffer and writes them one later."""
-        key = (now, low if insert else -1 - low, high)
+    def _binding(self, now: int, slots: int, insert: bool) -> ort.IOBinding:
+        """The binding that reads the first slots of one buffer and writes them to the other.
+
+        They are written one slot later where the new input comes before them.
+        """
+        key = (now, slots, insert)
         if key in self._bindings:
             return self._bindings[key]
+        shift = int(insert)
         binding = self._session.io_binding()
         old, new = self._buffers[now], self._buffers[1 - now]
         feeds = {self.step.embedding: self._embedding}
@@ -117,8 +119,8 @@ class DeviceProducts:
         for name in self.carried:
             rows = f"{self.step.prefix}tangent/{name}"
             if rows in present:
-                old[name].bind(binding.bind_input, rows, low, high)
-            new[name].bind(binding.bind_output, f"{rows}/next", low + 1, high + 1)
+                old[name].bind(binding.bind_input, rows, 0, slots)
+            new[name].bind(binding.bind_output, f"{rows}/next", shift, shift + slots)
             if insert:
                 new[name].bind(binding.bind_output, f"{rows}/new", 0, 1)
         self._bindings[key] = binding

@@ -1,10 +1,11 @@
 """Forward products: push the tangents of past inputs through one step after another.
 
 The one place where Jacobians are multiplied on the CPU (`_device.py` does the same on a GPU). At
-time t the states, side by side, have a buffer ``[delay, E, n]`` that holds, transposed,
-``J_{t,τ} = ∂state_t/∂embedding_{t-τ}`` at delay τ. A step reads delays 0 … τ_max-1 of one buffer
-and writes them, multiplied, to delays 1 … τ_max of a second one, so the shift by one delay costs
-nothing; the new input becomes delay 0. The two buffers then change roles.
+time t the states, side by side, have a buffer ``[slot, E, n]`` that holds, transposed,
+``J_{t,τ} = ∂state_t/∂embedding_{t-τ}`` for each input t-τ that is followed, the newest first. A
+step reads the slots of one buffer and writes them, multiplied, to a second one, a slot later if a
+new input comes before them, so making room costs nothing. The two buffers then change roles. Where
+every input is followed, slots are delays; inputs that are not followed cost no products.
 
 Matrix products are nearly all of the work, and everything here serves to leave nothing else:
 
@@ -38,18 +39,18 @@ _CONTROL = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Window:
-    """Jacobians of one time step: some coordinates of the embedding, some neighbouring delays.
+    """Jacobians of one time step, by some coordinates of the embedding.
 
     Attributes:
         time: Position t of the input just read.
-        first: Smallest delay.
+        inputs: ``[slot]`` positions t-τ of the inputs that are followed, newest first.
         part: Coordinates of the embedding.
-        jacobians: ``[delay, E of the part, n]``, delays from `first` on, the wanted states side by
-            side in the order in which they were asked for: a view that is soon overwritten.
+        jacobians: ``[slot, E of the part, n]``, the wanted states side by side in the order in
+            which they were asked for: a view that is soon overwritten.
     """
 
     time: int
-    first: int
+    inputs: np.ndarray
     part: slice
     jacobians: np.ndarray
 
@@ -92,32 +93,66 @@ class Products:
         start: States,
         visit: Visit,
         begin: int = 0,
-        inputs: int | None = None,
+        follow: np.ndarray | None = None,
     ) -> Iterator[int]:
         """Read `tokens` and visit the Jacobians after each; yields how many have been read.
 
         Args:
             tokens: ``[time]`` ids.
             start: State → ``[1, n]``, its value before the first token.
-            visit: Called for every position, part and range of delays.
+            visit: Called for every position and part.
             begin: Time of the first token in the corpus.
-            inputs: How many of the tokens, from the first, are inputs whose memory is followed;
-                those after them only let time pass. None means all.
+            follow: ``[time]`` booleans, the tokens whose memory is followed; the others only let
+                time pass. Tokens more than τ_max after the last of them are not read. None means
+                all.
         """
-        inputs = len(tokens) if inputs is None else inputs
-        batches = self._reader.read(tokens[: inputs + self._max_delay], start, begin)
-        stretch = _Stretch(begin, inputs, visit)
+        stretch = Stretch(begin, self._max_delay, len(tokens), follow)
+        batches = self._reader.read(tokens[: stretch.end], start, begin)
         with _one_thread_a_product:
-            yield from _Pipeline(batches, self._parts, stretch, self._threads).run()
+            yield from _Pipeline(batches, self._parts, stretch, visit, self._threads).run()
 
 
-@dataclass(frozen=True)
-class _Stretch:
-    """Neighbouring input positions, as in `Products.run`."""
+class Stretch:
+    """Tokens that are read one after another, and which of them are followed for how long.
 
-    begin: int
-    inputs: int
-    visit: Visit
+    Args:
+        begin: Time of the first token in the corpus.
+        max_delay: τ_max.
+        length: Number of tokens.
+        follow: ``[time]`` booleans; None means all.
+
+    Attributes:
+        end: How many tokens have to be read.
+    """
+
+    def __init__(
+        self, begin: int, max_delay: int, length: int, follow: np.ndarray | None = None
+    ) -> None:
+        self._begin, self._max_delay = begin, max_delay
+        self._newest_first = np.flatnonzero(
+            np.ones(length, bool) if follow is None else np.asarray(follow[:length], bool)
+        )[::-1]
+        self._upto = len(self._newest_first) - np.searchsorted(
+            self._newest_first[::-1], np.arange(-max_delay, length + 1)
+        )
+        last = self._newest_first[0] if self._newest_first.size else -1
+        self.end = int(min(length, last + max_delay + 1))
+
+    def at(self, position: int) -> tuple[np.ndarray, bool]:
+        """The inputs present after a token, newest first, and whether it is one of them.
+
+        Args:
+            position: Of the token within the stretch.
+        """
+        # `_upto[i]` counts the followed tokens from position i - τ_max on.
+        low = self._upto[position + 1 + self._max_delay]
+        high = self._upto[position]
+        inputs = self._newest_first[low:high]
+        return self._begin + inputs, bool(inputs.size and inputs[0] == position)
+
+    def time(self, position: int) -> int:
+        """Position in the corpus."""
+        return self._begin + position
 
 
 @dataclass(frozen=True)
@@ -281,29 +316,30 @@ class _Part:
                 zeroed[term.states] |= here
             here[:] = False
         self._zeroed = np.flatnonzero(zeroed | fresh)
+        # What a new input leaves zero has to be made so.
+        self._filled = sum(
+            t.states.stop - t.states.start for t in layout.new if t.kind == "dense"
+        ) == layout.width  # fmt: skip
 
-    def advance(self, batch: _Batch, stretch: _Stretch) -> None:
+    def advance(self, batch: _Batch, stretch: Stretch, visit: Visit) -> None:
         """Take the positions of a batch."""
         with np.errstate(over="ignore", invalid="ignore"):  # refused once, at the end
             for i in range(batch.count):
-                position = batch.first + i
-                insert = position < stretch.inputs
-                # Delays present before this token: those of the inputs among the words before.
-                low, high = max(0, position - stretch.inputs), min(position, self._max_delay)
-                self._multiply(batch, i, low, high)
+                inputs, insert = stretch.at(batch.first + i)
+                self._multiply(batch, i, len(inputs) - insert, int(insert))
                 if insert:
                     self._insert(batch, i)
-                first = 0 if insert else low + 1
-                rows = self._next[first : high + 1, :, : self._layout.wanted]
-                stretch.visit(Window(stretch.begin + position, first, self._part, rows))
+                if len(inputs):
+                    rows = self._next[: len(inputs), :, : self._layout.wanted]
+                    visit(Window(stretch.time(batch.first + i), inputs, self._part, rows))
                 self._now, self._next = self._next, self._now
 
-    def _multiply(self, batch: _Batch, i: int, low: int, high: int) -> None:
-        """``T_s' = Σ_x T_x · J[s, x]`` for delays [low, high), written one delay later."""
-        if low == high:
+    def _multiply(self, batch: _Batch, i: int, slots: int, shift: int) -> None:
+        """``T_s' = Σ_x T_x · J[s, x]`` for the first slots, written `shift` slots later."""
+        if not slots:
             return
-        old = self._now[low:high].reshape(-1, self._layout.width)
-        new = self._next[low + 1 : high + 1].reshape(-1, self._layout.width)
+        old = self._now[:slots].reshape(-1, self._layout.width)
+        new = self._next[shift : shift + slots].reshape(-1, self._layout.width)
         if self._zeroed.size:
             new[:, self._zeroed] = 0
         for term, add in self._plan:
@@ -318,8 +354,10 @@ class _Part:
                 np.multiply(tangents, batch.at(term.key, i), out=out)
 
     def _insert(self, batch: _Batch, i: int) -> None:
-        """Write ``∂state/∂embedding`` at delay 0; what is zero there was never written."""
+        """Write ``∂state/∂embedding`` to the first slot."""
         out, at = self._next[0], np.arange(self._part.start, self._part.stop)
+        if not self._filled:
+            out[...] = 0
         for term in self._layout.new:
             if term.kind == "dense":
                 out[:, term.states] = batch.at(term.key, i)[self._part]
@@ -332,9 +370,15 @@ class _Pipeline:
     """Threads that read batches ahead and take each part through them, none waiting for all."""
 
     def __init__(
-        self, batches: Iterator[_Batch], parts: list[_Part], stretch: _Stretch, threads: int
+        self,
+        batches: Iterator[_Batch],
+        parts: list[_Part],
+        stretch: Stretch,
+        visit: Visit,
+        threads: int,
     ) -> None:
-        self._batches, self._parts, self._stretch = batches, parts, stretch
+        self._batches, self._parts = batches, parts
+        self._stretch, self._visit = stretch, visit
         self._changed = threading.Condition()
         self._threads = [
             threading.Thread(target=self._work, name=f"products-{i}", daemon=True)
@@ -417,7 +461,7 @@ class _Pipeline:
 
     def _take_one(self, part: int) -> None:
         number = self._taken[part]
-        self._parts[part].advance(self._ready[number], self._stretch)
+        self._parts[part].advance(self._ready[number], self._stretch, self._visit)
         with self._changed:
             self._busy.discard(part)
             self._taken[part] += 1

@@ -41,6 +41,10 @@ class Groups:
         """``[entry]``, the position that each entry belongs to."""
         return np.repeat(np.arange(self.positions), np.diff(self.start))
 
+    def at(self, position: int) -> np.ndarray:
+        """The numbers of the groups that a position belongs to."""
+        return self.group[self.start[position] : self.start[position + 1]]
+
     def count(self) -> np.ndarray:
         """``[group]``, how many positions each holds."""
         return np.bincount(self.group, minlength=len(self))
@@ -62,7 +66,7 @@ class Groups:
         known: dict[bytes, int] = {}
         found = np.empty(self.positions, np.int64)
         for i in range(self.positions):
-            entry = self.group[self.start[i] : self.start[i + 1]].tobytes()
+            entry = self.at(i).tobytes()
             found[i] = known.setdefault(entry, len(known))
         return found
 

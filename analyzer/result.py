@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,14 @@ _ROOT = {
     "leading": ("leading",),
     "embedding_whitening": ("embedding", "direction"),
 }
+_OPTIONAL_ROOT = {
+    "embeddings": ("token", "embedding"),
+    "token": ("token",),
+    "member_group": ("member",),
+    "member_token": ("member",),
+    "member_count": ("member",),
+}
+_EMBEDDINGS_LIMIT = 2**28  # bytes of the result file spent on the embeddings
 _PER_UNIT = "state / embedding"
 _PER_DEVIATION = "none: state / embedding; whitened: state / standard deviation of the embedding"
 
@@ -67,7 +76,12 @@ def check_state_names(names: list[str]) -> None:
         ResultError: A name equals a variable of the root, or cannot name a netCDF group.
     """
     for name in names:
-        if name in _ROOT or name in (".", "..") or "/" in name or not name.strip():
+        if (
+            name in (_ROOT | _OPTIONAL_ROOT)
+            or name in (".", "..")
+            or "/" in name
+            or not name.strip()
+        ):
             raise ResultError(
                 f"A result file cannot hold a state named {name!r}: "
                 f"it must differ from {', '.join(_ROOT)} and hold no slash. "
@@ -84,6 +98,8 @@ def build(
     attributes: dict[str, Any],
     block_gradient_limit: int = 2**28,
     precision: str = "float32",
+    tokens: Sequence[str] | None = None,
+    members: np.ndarray | None = None,
 ) -> xr.DataTree:
     """Derive the means and measures from sums, as the tree that a result file holds.
 
@@ -97,6 +113,8 @@ def build(
         block_gradient_limit: Bytes; the mean of each block is kept if all of them together need
             no more.
         precision: Of the stored matrices, ``float32`` or ``float64``: that of the run.
+        tokens: ``[token]`` names of the vocabulary.
+        members: ``[member, 3]`` integers: a group, a token that is an input in it, and how often.
 
     Raises:
         ResultError: A state has a name that the file cannot hold.
@@ -138,6 +156,7 @@ def build(
             **encode_attributes(attributes),
         },
     )
+    root = root.assign(_vocabulary(embeddings, tokens, members))
     dtype = np.dtype(precision)
     keep_blocks = (
         sum(dtype.itemsize * s.block_sum.size for s in sums.values()) <= block_gradient_limit
@@ -150,6 +169,35 @@ def build(
             for name, s in sums.items()
         }
     return xr.DataTree.from_dict({"/": root, **{f"/{n}": d for n, d in children.items()}})
+
+
+def _vocabulary(
+    embeddings: np.ndarray, tokens: Sequence[str] | None, members: np.ndarray | None
+) -> dict[str, xr.Variable]:
+    """What tells which directions of the embedding space are which words and classes."""
+    found = {}
+    if 4 * embeddings.size <= _EMBEDDINGS_LIMIT:
+        found["embeddings"] = _variable(
+            _OPTIONAL_ROOT["embeddings"], np.asarray(embeddings, np.float32),
+            "embedding of each type of the vocabulary", "1",
+        )  # fmt: skip
+        if tokens is not None and all(map(_storable, tokens)):
+            found["token"] = _variable("token", np.array(tokens, dtype=str), "types", "1")
+    if members is not None:
+        for column, (name, what) in enumerate(
+            (
+                ("member_group", "group that a type is an input in"),
+                ("member_token", "the type"),
+                ("member_count", "how often the corpus has it in the group"),
+            )
+        ):
+            found[name] = _variable("member", members[:, column], what, "1")
+    return found
+
+
+def _storable(token: str) -> bool:
+    """netCDF text ends at a null character and is UTF-8."""
+    return "\0" not in token and not any("\ud800" <= c <= "\udfff" for c in token)
 
 
 def _state(
@@ -184,6 +232,7 @@ def _state(
         values[:, g], ratios[:, g] = found[..., :order], found[..., order:]
         values_stderr[:, g], ratios_stderr[:, g] = errors[..., :order], errors[..., order:]
         floor[:, g] = np.moveaxis(measures(half), -2, 0)[..., 0]
+        sums.release()
 
     data = {
         "gradient": _variable(
@@ -383,7 +432,8 @@ def _check_structure(tree: xr.DataTree, shown: str) -> None:
                 found = ", ".join(map(str, node.variables[name].dims))
                 raise complain(f"{name} of {where} has axes [{found}], not [{', '.join(dims)}]")
 
-    check(tree, "the root", _ROOT)
+    here = {n: d for n, d in _OPTIONAL_ROOT.items() if n in tree.variables}
+    check(tree, "the root", _ROOT | here)
     if not tree.children:
         raise complain("it holds no state")
     for name, child in tree.children.items():

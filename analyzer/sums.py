@@ -5,13 +5,23 @@ A mean, a singular value, its standard error and its noise floor all derive from
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ._memory import shown
+from .errors import ResourceError
+from .groups import Groups
+
 _FLUSH = 256  # additions in single precision before they move to the double-precision totals
-_STAGED = 8  # staging sums held at once; a window rarely spans more blocks and halves
+_STAGED = 6  # staging sums held at once besides two for each group: of the block that ends
+_IN_MEMORY = 2**30  # bytes of totals that are held in memory; more go to a temporary file
+_RELEASE = 256  # windows after which what a temporary file holds leaves memory
 
 
 @dataclass
@@ -25,12 +35,14 @@ class Sums:
         half_sum: ``[group, delay, unit, embedding]``, the same over the input positions that
             fell in the first of the two random halves, all blocks together.
         half_count: ``[group, delay]`` integers.
+        release: Lets what has been read of the sums leave memory, where a file holds them.
     """
 
     block_sum: np.ndarray
     block_count: np.ndarray
     half_sum: np.ndarray
     half_count: np.ndarray
+    release: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class Plan:
     @property
     def inputs(self) -> int:
         """Number of positions that are followed."""
-        return int((self.stretches[:, 1] - self.stretches[:, 0]).sum())
+        return int(np.count_nonzero(self.block >= 0))
 
 
 def plan(
@@ -112,10 +124,11 @@ def plan(
 class Accumulator:
     """Adds windows of Jacobians into sums.
 
-    Additions go to a single-precision staging sum per block and half (when the Jacobians are in
-    single precision), which moves to double precision every few hundred, so that rounding does
-    not grow with the length of the corpus. Different parts of the embedding may be added by
-    different threads.
+    In single precision additions go to a staging sum for each block, half and group, which moves
+    to double precision every few hundred, so that rounding does not grow with the length of the
+    corpus; where no group holds more positions than that, the totals are in single precision and
+    nothing is staged. Large totals are held in a temporary file that has no name. Different parts
+    of the embedding may be added by different threads.
 
     Args:
         plan: Where each position counts.
@@ -123,8 +136,12 @@ class Accumulator:
         sizes: State → n.
         embedding: E.
         dtype: Of the Jacobians.
-        groups: Group → ``[position]`` booleans, the input positions that belong to it.
+        groups: The classes of the input positions.
         parts: Ranges of the embedding's coordinates in which windows come; None means whole.
+        folder: Where large totals are held; None means in memory.
+
+    Raises:
+        ResourceError: The folder has no room for the totals.
     """
 
     def __init__(
@@ -134,120 +151,210 @@ class Accumulator:
         sizes: Mapping[str, int],
         embedding: int,
         dtype: np.dtype,
-        groups: Mapping[str, np.ndarray],
+        groups: Groups,
         parts: Sequence[slice] | None = None,
+        folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._plan = plan
-        self._groups = [np.asarray(mask, bool) for mask in groups.values()]
-        shape = (len(self._groups), max_delay + 1)
+        self._plan, self._groups = plan, groups
         ends = np.cumsum([0, *sizes.values()])
         self._spans = {
             name: slice(int(a), int(b))
             for name, a, b in zip(sizes, ends[:-1], ends[1:], strict=True)
         }
-        cells = (*shape, embedding, int(ends[-1]))
-        self._block_sum = np.zeros((plan.blocks, *cells))
-        self._half_sum = np.zeros(cells)
-        self._block_count = np.zeros((plan.blocks, *shape), np.int64)
-        self._half_count = np.zeros(shape, np.int64)
-        self._staging = {
-            part.start: _Staging(
+        size = Size.of(plan, groups, max_delay + 1, int(ends[-1]) * embedding, np.dtype(dtype))
+        cells = (len(groups), max_delay + 1, embedding, int(ends[-1]))
+        self._held = _Held(size, folder)
+        self._block_sum = self._held.zeros((plan.blocks, *cells))
+        self._half_sum = self._held.zeros(cells)
+        self._block_count = np.zeros((plan.blocks, *cells[:2]), np.int64)
+        self._half_count = np.zeros(cells[:2], np.int64)
+        kind = _Staged if size.staged else _Direct
+        self._targets = {
+            part.start: kind(
                 self._block_sum[:, :, :, part], self._half_sum[:, :, part], np.dtype(dtype)
             )
             for part in parts or [slice(0, embedding)]
         }
         # Runs of neighbours that count alike: one addition each, not one per position.
-        keys = np.stack([plan.block, plan.half, *self._groups])
-        self._edges = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(0)) + 1
+        keys = np.stack([plan.block, plan.half, groups.keys()])
+        self._run = np.concatenate([[0], np.cumsum((keys[:, 1:] != keys[:, :-1]).any(0))])
+        self._windows = 0
 
-    def add(self, time: int, first: int, jacobians: np.ndarray, part: slice | None = None) -> None:
+    def add(
+        self, time: int, inputs: np.ndarray, jacobians: np.ndarray, part: slice | None = None
+    ) -> None:
         """Count the Jacobians of one time step.
 
         Args:
             time: Position t.
-            first: Smallest delay among them.
-            jacobians: ``[delay, E of the part, n]`` from `first` on, the states side by side in
-                the order of `sizes`.
+            inputs: ``[slot]`` positions t-τ of the inputs, newest first.
+            jacobians: ``[slot, E of the part, n]``, the states side by side in the order of
+                `sizes`.
             part: Coordinates of the embedding; None means all.
         """
         start = part.start if part else 0
-        staging = self._staging[start]
-        newest = time - first
-        oldest = newest - len(jacobians) + 1
-        cuts = self._edges[
-            np.searchsorted(self._edges, oldest, "right") : np.searchsorted(
-                self._edges, newest, "right"
-            )
-        ]
-        for low, high in zip([oldest, *cuts], [*cuts, newest + 1], strict=True):
-            key = (int(self._plan.block[low]), int(self._plan.half[low]))
-            members = [g for g, mask in enumerate(self._groups) if mask[low]]
-            if key[0] < 0 or not members:
+        target = self._targets[start]
+        run = self._run[inputs]
+        cuts = np.flatnonzero((run[1:] != run[:-1]) | (inputs[:-1] != inputs[1:] + 1)) + 1
+        for low, high in zip([0, *cuts], [*cuts, len(inputs)], strict=True):
+            newest = int(inputs[low])
+            block, half = int(self._plan.block[newest]), int(self._plan.half[newest])
+            if block < 0:
                 continue
-            # Positions low … high-1 are delays time-high+1 … time-low.
-            here = slice(time - high + 1, time - low + 1)
-            there = slice(here.start - first, here.stop - first)
-            staged = staging.at(key)
-            for g in members:
-                target = staged[g, here]
-                np.add(target, jacobians[there], out=target)
+            here = slice(time - newest, time - newest + int(high - low))
+            for g in self._groups.group[
+                self._groups.start[newest] : self._groups.start[newest + 1]
+            ]:
+                target.add(block, half, int(g), here, jacobians[low:high])
                 if start == 0:  # every part sees the same positions
-                    self._block_count[key[0], g, here] += 1
-                    if key[1] == 0:
+                    self._block_count[block, g, here] += 1
+                    if half == 0:
                         self._half_count[g, here] += 1
+        if start == 0:
+            self._windows += 1
+            if self._windows % _RELEASE == 0:
+                self._held.release()
 
     def result(self) -> dict[str, Sums]:
         """The sums so far, per state."""
-        for staging in self._staging.values():
-            staging.flush()
+        for target in self._targets.values():
+            target.flush()
+        self._held.release()
         return {
             name: Sums(
                 np.swapaxes(self._block_sum[..., span], -1, -2),
                 self._block_count.copy(),
                 np.swapaxes(self._half_sum[..., span], -1, -2),
                 self._half_count.copy(),
+                self._held.release,
             )
             for name, span in self._spans.items()
         }
 
-    @staticmethod
-    def bytes_needed(
-        blocks: int, groups: int, delays: int, sizes: list[int], embedding: int, itemsize: int
-    ) -> int:
-        """Memory of the totals and of the staging sums."""
-        cells = groups * delays * embedding * sum(sizes)
-        return cells * (8 * (blocks + 1) + _STAGED * itemsize)
+
+@dataclass(frozen=True)
+class Size:
+    """How large the sums of a run are.
+
+    Attributes:
+        totals: Bytes of the totals.
+        staging: Bytes of the staging sums, always in memory.
+        dtype: Of the totals.
+        staged: Whether there are staging sums.
+    """
+
+    totals: int
+    staging: int
+    dtype: np.dtype
+    staged: bool
+
+    @classmethod
+    def of(cls, plan: Plan, groups: Groups, delays: int, cells: int, dtype: np.dtype) -> Size:
+        """The size of the sums over `cells` pairs of a state's unit and an embedding coordinate."""
+        members = np.bincount(groups.group[plan.block[groups.position] >= 0], minlength=1)
+        staged = dtype != np.float64 and int(members.max()) > _FLUSH
+        total = np.dtype(np.float64) if staged else dtype
+        matrices = len(groups) * delays * cells
+        return cls(
+            totals=matrices * (plan.blocks + 1) * total.itemsize,
+            staging=(2 * len(groups) + _STAGED) * delays * cells * dtype.itemsize * staged,
+            dtype=total,
+            staged=staged,
+        )
+
+    @property
+    def filed(self) -> bool:
+        """Whether the totals are too large to be held in memory where there is a folder."""
+        return self.totals > _IN_MEMORY
 
 
-class _Staging:
-    """Staging sums of one part, by block and half, and the totals that they move to."""
+class _Held:
+    """Where the totals are: in memory, or in a temporary file that nobody else can see."""
+
+    def __init__(self, size: Size, folder: str | os.PathLike[str] | None) -> None:
+        self._dtype, self._used = size.dtype, 0
+        self._map: mmap.mmap | None = None
+        if folder is None or not size.filed:
+            return
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                # All of it now: a page without room on the disk would end the process later.
+                os.posix_fallocate(file.fileno(), 0, size.totals)
+                self._map = mmap.mmap(file.fileno(), size.totals)
+        except OSError as error:
+            raise ResourceError(
+                f"The sums need {shown(size.totals)} in a temporary file in "
+                f"{Path(folder).resolve()}, which cannot be had: {error.strerror or error}. Write "
+                "the output to a folder with more room, or ask for fewer groups, --blocks, "
+                "--delays or states."
+            ) from error
+
+    def zeros(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of zeros."""
+        if self._map is None:
+            return np.zeros(shape, self._dtype)
+        count = int(np.prod(shape))
+        array = np.frombuffer(self._map, self._dtype, count, self._used)
+        self._used += array.nbytes
+        return array.reshape(shape)
+
+    def release(self) -> None:
+        """Let the pages leave this process; the system writes them to the file when it must."""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class _Direct:
+    """Additions that go straight to the totals."""
 
     def __init__(self, block_sum: np.ndarray, half_sum: np.ndarray, dtype: np.dtype) -> None:
-        self._block_sum, self._half_sum, self._dtype = block_sum, half_sum, dtype
-        self._held: dict[tuple[int, int], np.ndarray] = {}
-        self._free: list[np.ndarray] = []
-        self._additions: dict[tuple[int, int], int] = {}
+        self._block_sum, self._half_sum = block_sum, half_sum
 
-    def at(self, key: tuple[int, int]) -> np.ndarray:
-        """The staging sums of a block and half, for one more addition."""
-        if self._additions.get(key, 0) >= _FLUSH:
+    def add(self, block: int, half: int, group: int, delays: slice, values: np.ndarray) -> None:
+        """Add ``[delay, E of the part, n]`` values."""
+        target = self._block_sum[block, group, delays]
+        np.add(target, values, out=target)
+        if half == 0:
+            target = self._half_sum[group, delays]
+            np.add(target, values, out=target)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+class _Staged:
+    """Staging sums of one part, by block, half and group, and the totals that they move to."""
+
+    def __init__(self, block_sum: np.ndarray, half_sum: np.ndarray, dtype: np.dtype) -> None:
+        self._block_sum, self._half_sum = block_sum, half_sum
+        groups, self._shape, self._dtype = len(half_sum), half_sum.shape[1:], dtype
+        self._most = 2 * groups + _STAGED
+        self._held: dict[tuple[int, int, int], np.ndarray] = {}
+        self._free: list[np.ndarray] = []
+        self._additions: dict[tuple[int, int, int], int] = {}
+
+    def add(self, block: int, half: int, group: int, delays: slice, values: np.ndarray) -> None:
+        """Add ``[delay, E of the part, n]`` values."""
+        key = (block, half, group)
+        # Every position is added once at each delay: this many in all make so many at each.
+        if self._additions.get(key, 0) >= _FLUSH * self._shape[0]:
             self._give_up(key)
         if key in self._held:
             self._held[key] = self._held.pop(key)  # now the last to be given up
         else:
-            if len(self._held) >= _STAGED:
+            if len(self._held) >= self._most:
                 self._give_up(next(iter(self._held)))
-            self._held[key] = (
-                self._free.pop() if self._free else np.zeros(self._half_sum.shape, self._dtype)
-            )
-        self._additions[key] = self._additions.get(key, 0) + 1
-        return self._held[key]
+            self._held[key] = self._free.pop() if self._free else np.zeros(self._shape, self._dtype)
+        self._additions[key] = self._additions.get(key, 0) + len(values)
+        target = self._held[key][delays]
+        np.add(target, values, out=target)
 
-    def _give_up(self, key: tuple[int, int]) -> None:
+    def _give_up(self, key: tuple[int, int, int]) -> None:
+        block, half, group = key
         staged = self._held.pop(key)
-        self._block_sum[key[0]] += staged
-        if key[1] == 0:
-            self._half_sum += staged
+        self._block_sum[block, group] += staged
+        if half == 0:
+            self._half_sum[group] += staged
         staged[...] = 0
         self._free.append(staged)
         self._additions[key] = 0
@@ -256,3 +363,4 @@ class _Staging:
         """Move everything to the totals."""
         for key in list(self._held):
             self._give_up(key)
+        self._free.clear()

@@ -29,6 +29,7 @@ import onnx_ad
 import torch
 from mnemoscope.analyzer import Corpus, _runtime, open_model
 from mnemoscope.analyzer._products import Products
+from mnemoscope.analyzer.groups import Groups
 from mnemoscope.analyzer.linearize import build_step, difference_linearization, linearize
 from mnemoscope.analyzer.linearize._step import lowered
 from mnemoscope.analyzer.sums import Accumulator, plan
@@ -172,13 +173,14 @@ def ours(model, ids: np.ndarray, delays: int, method: str, threads: int | None):
     def run(start: int, stop: int):
         layout = plan(len(ids), delays, blocks=2)
         sums = Accumulator(layout, delays, sizes, step.embedding_size, step.dtype,
-                           {"all": np.ones(len(ids), bool)}, products.parts)  # fmt: skip
+                           Groups.everything(len(ids)), products.parts)  # fmt: skip
 
         def visit(window):
-            sums.add(window.time, window.first, window.jacobians, window.part)
+            sums.add(window.time, window.inputs, window.jacobians, window.part)
 
         tokens = ids[start : stop + delays]
-        for _ in products.run(tokens, states[start], visit, start, stop - start):
+        follow = np.arange(len(tokens)) < stop - start
+        for _ in products.run(tokens, states[start], visit, start, follow):
             pass
         return {n: s.block_sum.sum(0)[0] for n, s in sums.result().items()}
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import subprocess
 import sys
 import warnings
+from collections import Counter
 
 import models
 import numpy as np
 import pytest
-from mnemoscope.analyzer import Corpus, _memory, analyze, open_model, open_result, save_result
+from mnemoscope.analyzer import (
+    Corpus,
+    _memory,
+    analyze,
+    open_model,
+    open_result,
+    save_result,
+    sums,
+)
 from mnemoscope.analyzer.errors import MnemoscopeError, ModelError, ResourceError
+from mnemoscope.analyzer.groups import Groups
 
 VARIABLES = ("gradient", "noise", "count", "singular_values", "singular_values_stderr",
              "noise_floor", "selectivity", "block_gradient", "block_count")  # fmt: skip
@@ -65,7 +77,9 @@ def test_a_sample_is_the_mean_over_its_positions(model):
     corpus, delays = stream(400), 5
     layout = plan(400, delays, blocks=10, positions=80, seed=2)
     tree = analyze(model, corpus, delays=delays, positions=80, seed=2)
-    whole = analyze(model, corpus, delays=delays, groups={"sample": layout.block >= 0})
+    whole = analyze(
+        model, corpus, delays=delays, groups=Groups.from_masks({"sample": layout.block >= 0})
+    )
     for name, child in tree.children.items():
         np.testing.assert_array_equal(child["count"], whole[name]["count"])
         np.testing.assert_allclose(child["gradient"], whole[name]["gradient"], rtol=0, atol=1e-6)
@@ -95,12 +109,52 @@ def test_groups(model):
     rng = np.random.default_rng(0)
     corpus, mask = stream(200), rng.random(200) < 0.3
     groups = {"all": np.ones(200, bool), "some": mask, "others": ~mask}
-    node = analyze(model, corpus, delays=4, groups=groups)["lstm0.h"]
+    node = analyze(model, corpus, delays=4, groups=Groups.from_masks(groups))["lstm0.h"]
     total = (node["gradient"] * node["count"]).transpose("group", ...)
     np.testing.assert_allclose(total[0], total[1] + total[2], rtol=0, atol=1e-4)
     np.testing.assert_array_equal(node["count"][0], node["count"][1] + node["count"][2])
     for tau in range(5):
         assert int(node["count"][1, tau]) == mask[: 200 - tau].sum()
+
+
+def test_sums_in_a_file_are_the_same(model, tmp_path, monkeypatch):
+    labels = [[f"w{i % 7}"] for i in range(200)]
+    options = {"delays": 4, "groups": Groups.from_labels(labels).with_all()}
+    near, said = analyze(model, stream(200), **options), []
+    monkeypatch.setattr(sums, "_IN_MEMORY", 0)
+    monkeypatch.setattr(sums, "_RELEASE", 3)
+    far = analyze(model, stream(200), scratch=tmp_path, report=said.append, **options)
+    assert any("in a temporary file" in line for line in said)
+    assert not list(tmp_path.iterdir())
+    for state in near.children:
+        for name, value in near[state].data_vars.items():
+            np.testing.assert_array_equal(far[state][name].values, value.values)
+
+
+def test_a_full_disk_is_said_before_the_run(model, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sums, "_IN_MEMORY", 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ResourceError, match=r"cannot be had: No space left on device\. Write the"):
+        analyze(model, stream(200), delays=4, scratch=tmp_path)
+
+
+def test_vocabulary_and_members_are_kept(model, tmp_path):
+    corpus = stream(200)
+    labels = [["odd"] if i % 2 else ["even", "first"][: 1 + (i < 10)] for i in range(200)]
+    groups = Groups.from_labels(labels).with_all()
+    save_result(analyze(model, corpus, delays=2, groups=groups), tmp_path / "r.nc")
+    tree = open_result(tmp_path / "r.nc")
+    np.testing.assert_array_equal(tree["embeddings"], model.embeddings)
+    if model.vocabulary:
+        assert tree["token"].values.tolist() == list(model.vocabulary.tokens)
+    for g, name in enumerate(groups.names):
+        here = tree["member_group"].values == g
+        found = dict(zip(tree["member_token"].values[here].tolist(),
+                         tree["member_count"].values[here].tolist(), strict=True))  # fmt: skip
+        assert found == dict(Counter(corpus.ids[groups.mask(name)].tolist()))
 
 
 def test_progress_ends_at_its_total(model):

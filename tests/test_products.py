@@ -163,10 +163,12 @@ def windows(opened, corpus, wanted, stretch=None, states=None, device=False, thr
     def visit(window):
         with lock:
             at = found.setdefault(window.time, {})
-            for i, value in enumerate(window.jacobians):
-                at.setdefault(window.first + i, []).append((window.part, value.copy()))
+            for source, value in zip(window.inputs, window.jacobians, strict=True):
+                at.setdefault(window.time - source, []).append((window.part, value.copy()))
 
-    done = [*products.run(corpus.ids[low : high + DELAYS], start, visit, low, high - low)]
+    tokens = corpus.ids[low : high + DELAYS]
+    follow = np.arange(len(tokens)) < high - low
+    done = [*products.run(tokens, start, visit, low, follow)]
     assert done[-1] == len(found)
     windows = []
     for time in sorted(found):
@@ -217,6 +219,39 @@ def test_a_stretch_equals_its_positions_of_the_full_run(model):
                 # Row blocks are products of their own: bit for bit the same but for the number
                 # of rows a matrix product takes at once.
                 np.testing.assert_allclose(j, full[n][first : first + len(j)], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", [False, True])
+@pytest.mark.parametrize("name", ["lstm", "gru", "slots"])
+def test_inputs_that_are_not_followed_are_left_out(model, name, device):
+    opened, corpus = model(name), stream(60)
+    wanted = [c.name for c in build_step(opened).differentiable]
+    whole = {t: j for t, _, j in windows(opened, corpus, wanted, device=device)}
+    follow = np.random.default_rng(1).random(60) < 0.3
+    follow[20:40] = False  # longer than the largest delay: nothing is carried for a while
+    follow[50:] = False
+    step = build_step(opened)
+    linear, _ = linearize(step, 1 if device else None)
+    options = {"provider": _runtime.CPU} if device else {"threads": 2}
+    kind = DeviceProducts if device else Products
+    products = kind(linear, DELAYS, wanted, opened.embeddings, **options)
+    start = {c.name: c.initial() for c in step.components}
+    seen, lock = [], threading.Lock()
+
+    def visit(window):
+        full = np.concatenate([whole[window.time][n] for n in wanted], -1)
+        rows = full[window.time - window.inputs][:, window.part]
+        np.testing.assert_allclose(window.jacobians, rows, rtol=0, atol=1e-6)
+        with lock:
+            seen.extend((window.time, int(i), window.part.start) for i in window.inputs)
+
+    done = [*products.run(corpus.ids, start, visit, 0, follow)]
+    last = np.flatnonzero(follow)[-1]
+    assert done[-1] == min(60, last + DELAYS + 1)
+    expected = {(t, i, part.start) for i in np.flatnonzero(follow) for part in products.parts
+                for t in range(i, min(60, i + DELAYS + 1))}  # fmt: skip
+    assert len(seen) == len(expected)
+    assert set(seen) == expected
 
 
 def test_a_subset_of_states_equals_the_full_run(model):
