@@ -151,13 +151,13 @@ def sides(
             every = len(lexicon.occurring_in(side.classes))
             if len(ids) < 2:
                 raise PropertyError(_too_few(side, len(ids), every, members))
-            if members == "main":
+            if len(ids) < every:
                 said.append(
-                    f"{side.label}: {len(ids):,} types, of {every:,} that occur with it; the "
-                    "others are more often, or as often, something else"
+                    f"{side.label}: {len(ids):,} types, and {every - len(ids):,} more occur with "
+                    "it that are as often something else"
                 )
             else:
-                said.append(f"{side.label}: {len(ids):,} types that occur with it")
+                said.append(f"{side.label}: {len(ids):,} types")
         else:
             if not len(ids):
                 raise PropertyError(

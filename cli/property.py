@@ -319,21 +319,21 @@ def _print_curve(out: Console, curve: PropertyCurve) -> None:
     inputs = "+".join(curve.inputs)
     out.print(f"\n{curve.direction.name} · {curve.state} · inputs: {inputs}", style="bold")
     table = Table(box=box.SIMPLE_HEAD)
-    headings = ["delay", "m", "", "random", "shuffled"]
+    headings = ["delay", "m", "", "noise", "random", "shuffled"]
     for n in curve.leading:
-        headings += [f"cos H{_low(n)}", "random", "shuffled", f"σ₁/Σσ" if n == 1 else f"Σ{_low(n)}σ/Σσ"]
+        headings += [f"cos H{_low(n)}", "random", "shuffled", "σ₁/Σσ" if n == 1 else f"Σ{_low(n)}σ/Σσ"]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in curve.rows():
         mark = _mark(row)
         cells = [str(row["delay"]), _value(row, "m"), mark]
-        cells += [_band(row, "m_random"), _band(row, "m_shuffled")]
+        cells += [_number(row["m_noise"]), _band(row, "m_random"), _band(row, "m_shuffled")]
         for n in curve.leading:
             cells += [
                 _value(row, f"cos{n}"),
                 _band(row, f"cos{n}_random"),
                 _band(row, f"cos{n}_shuffled"),
-                f"{row[f'share{n}']:.2f}",
+                _number(row[f"share{n}"]),
             ]
         table.add_row(*cells, style="dim" if mark else None)
     out.print(table)
@@ -341,6 +341,10 @@ def _print_curve(out: Console, curve: PropertyCurve) -> None:
 
 def _low(n: int) -> str:
     return str(n).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else ""
 
 
 def _value(row: dict[str, Any], key: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 from mnemoscope.analyzer.result import build
@@ -55,42 +58,35 @@ def sums(seed: int, groups: list[str], strength: float = 1.0, size: int = SIZE) 
     return Sums(halves.sum(0), counts, halves[0].sum(0), counts.sum(0) // 2)
 
 
-def add_members(tree: xr.DataTree, groups: list[str], counts: dict[str, dict[str, int]]) -> None:
-    """Write which types occur in which group."""
-    index = {t: i for i, t in enumerate(vocabulary())}
-    triples = [
-        (groups.index(g), index[w], n) for g, words in counts.items() for w, n in words.items()
-    ]
-    for name, column in zip(("group", "token", "count"), zip(*triples, strict=True), strict=True):
-        tree[f"member_{name}"] = xr.DataArray(np.array(column, np.int64), dims="member")
-
-
 def property_tree(
-    *, states=("lstm0.h", "lstm0.c"), table=None, members=True, unions=(), **options
+    *,
+    states=("lstm0.h", "lstm0.c"),
+    table=None,
+    tokens=True,
+    members=True,
+    unions=(),
+    **options,
 ) -> xr.DataTree:
     """A result with everything that a property needs."""
     table = embeddings() if table is None else table
     groups = ["all", *CLASSES, *unions]
-    tree = build(
+    return build(
         {name: sums(i, groups, size=table.shape[1]) for i, name in enumerate(states)},
         groups=groups,
         embeddings=table,
         state_info={name: {"kind": "cell", "layer": 0} for name in states},
         attributes={"model": "m.onnx", "model_sha256": "0" * 64, "corpus": "c.txt"},
+        tokens=vocabulary() if tokens else None,
+        members=_members(groups, unions) if members else None,
         **options,
     )
-    tree["embeddings"] = xr.DataArray(table, dims=("token", "embedding"))
-    tree["token"] = xr.DataArray(np.array(vocabulary()), dims="token")
-    if members:
-        everything: dict[str, int] = {}
-        for words in CLASSES.values():
-            for word, n in words.items():
-                everything[word] = everything.get(word, 0) + n
-        counts = {"all": everything, **CLASSES}
-        for union in unions:
-            counts[union] = {}
-            for part in ("NN", "NNS"):
-                for word, n in CLASSES[part].items():
-                    counts[union][word] = counts[union].get(word, 0) + n
-        add_members(tree, groups, counts)
-    return tree
+
+
+def _members(groups: list[str], unions: Sequence[str]) -> np.ndarray:
+    """``[member, 3]``: group, token, count."""
+    counts: dict[str, Counter[str]] = {k: Counter(v) for k, v in CLASSES.items()}
+    counts["all"] = sum(counts.values(), Counter())
+    counts |= {union: counts["NN"] + counts["NNS"] for union in unions}
+    index = {t: i for i, t in enumerate(vocabulary())}
+    rows = [(groups.index(g), index[w], n) for g, words in counts.items() for w, n in words.items()]
+    return np.array(rows, np.int64)
