@@ -97,6 +97,7 @@ def separability(
     classes: Mapping[str, np.ndarray],
     whitened: np.ndarray,
     *,
+    whole: bool = False,
     permutations: int = 5,
     seed: int = 0,
 ) -> Separability:
@@ -121,11 +122,13 @@ def separability(
         name: Of the set.
         classes: Class → ``[type]`` token ids. A type of several classes takes no part.
         whitened: ``[token, direction]``.
+        whole: Whether every class must take part; else those that are too small are left out.
         permutations: Of the labels, at least 2.
         seed: Of parts, folds, caps and permutations.
 
     Raises:
-        PropertyError: Fewer than two classes have the five types that it takes.
+        PropertyError: Fewer than two classes have the five types that it takes, or, with `whole`,
+            not all of them.
     """
     ids = np.concatenate([*classes.values(), np.empty(0, np.int64)])
     unique, times = np.unique(ids, return_counts=True)
@@ -133,11 +136,12 @@ def separability(
     alone = {k: np.setdiff1d(v, several) for k, v in classes.items()}
     small = {k: len(v) for k, v in alone.items() if len(v) < FEWEST}
     kept = {k: v for k, v in alone.items() if k not in small}
-    if len(kept) < 2:
+    if len(kept) < 2 or (whole and small):
         found = ", ".join(f"{k} {len(v):,}" for k, v in alone.items()) or "no class"
+        wanted = max(len(classes), 2) if whole else 2
         raise PropertyError(
-            f"{name}: two classes with at least {FEWEST} types each are needed, found {found}. "
-            "Analyse a larger corpus, or join classes."
+            f"{name}: {wanted} classes with at least {FEWEST} types each are needed, found "
+            f"{found}. Analyse a larger corpus, or join classes."
         )
     names = list(kept)
     tokens = np.concatenate(list(kept.values()))

@@ -33,16 +33,18 @@ class ClassSet:
         name: For tables.
         sides: Name → the classes of the result, or the words, that it is made of. None means that
             every class of the result is one.
+        whole: Whether it means anything only with all of its classes.
         suffix: In place of sides: words that end on it against the same words without.
     """
 
     name: str
     sides: Mapping[str, Side] | None = None
+    whole: bool = False
     suffix: str | None = None
 
 
 def _union(name: str, **parts: Sequence[str]) -> ClassSet:
-    return ClassSet(name, {k: Side(classes=tuple(v)) for k, v in parts.items()})
+    return ClassSet(name, {k: Side(classes=tuple(v)) for k, v in parts.items()}, whole=True)
 
 
 def _each(name: str, tags: Sequence[str]) -> ClassSet:
@@ -171,6 +173,7 @@ def _read_set(table: Any, where: str, lexicon: Lexicon) -> ClassSet:
     name = table.get("name") or where
     if classes is None:
         return ClassSet(name, suffix=table["suffix"])
+    whole = isinstance(classes, dict)
     if isinstance(classes, list):
         classes = {str(c): [c] for c in classes}
     if not isinstance(classes, dict) or len(classes) < 2:
@@ -192,4 +195,4 @@ def _read_set(table: Any, where: str, lexicon: Lexicon) -> ClassSet:
         else:
             lexicon.occurring_in(texts)  # refuses a class that there is not
             found[key] = Side(classes=tuple(texts))
-    return ClassSet(name, found)
+    return ClassSet(name, found, whole)

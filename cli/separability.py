@@ -79,7 +79,11 @@ def separability(
                 classes = shipped.classes_of(
                     one, lexicon, members=members, skip_unknown=skip_unknown  # type: ignore[arg-type]
                 )
-                found.append(probe.separability(one.name, classes, lexicon.whitened, seed=seed))
+                found.append(
+                    probe.separability(
+                        one.name, classes, lexicon.whitened, whole=one.whole, seed=seed
+                    )
+                )
             except PropertyError as error:
                 left_out.append({"set": one.name, "why": str(error)})
     if not found:

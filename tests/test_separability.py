@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from mnemoscope.analyzer import separability as probe
 from mnemoscope.analyzer import separability_sets as shipped
 from mnemoscope.analyzer.errors import PropertyError
 from mnemoscope.analyzer.lexicon import Lexicon, read_lexicon
@@ -11,6 +12,13 @@ from mnemoscope.analyzer.property_specs import Side
 from mnemoscope.analyzer.separability import _MOST, FEWEST, _sample, separability
 from property_trees import property_tree
 from scipy.sparse import csr_array
+
+
+@pytest.fixture(autouse=True)
+def few_strengths(monkeypatch, request):
+    """Search one strength in place of four, but in the tests that say otherwise."""
+    if not request.node.name.startswith("test_whole_search"):
+        monkeypatch.setattr(probe, "_STRENGTHS", (0.1,))
 
 
 def data(sizes, distance, dimensions=4, seed=0):
@@ -34,6 +42,14 @@ class TestAccuracy:
         assert found.tested == found.types == 100
         assert abs(found.shuffled - 0.55) < 0.2
         assert dict(found.sizes) == {"c0": 60, "c1": 40}
+
+    def test_whole_search(self):
+        """One informative direction of fifty: a search finds a strong penalty, or an L1."""
+        classes, x = data([30, 30], 4.0, dimensions=50)
+        found = separability("search", classes, x, permutations=2)
+        assert found.separable
+        assert found.chosen.split(",")[0] in ("L1", "L2")
+        assert 0.5 < found.validation <= 1
 
     def test_near_the_best_that_any_classifier_could_do(self):
         """Two Gaussians 2 apart, halved at the middle: Φ(1) = 0.841 of them are told apart."""
@@ -66,6 +82,7 @@ class TestAccuracy:
                 yield everything, everything
 
         monkeypatch.setattr(StratifiedKFold, "split", leaking)
+        monkeypatch.setattr(probe, "_STRENGTHS", (100.0,))
         classes, x = data([15, 15], 0.0, dimensions=25)
         found = separability("leak", classes, x, permutations=2)
         assert found.accuracy > 0.9
@@ -116,8 +133,13 @@ class TestDegenerate:
         ],
     )
     def test_too_few(self, classes, said):
-        with pytest.raises(PropertyError, match=f"two classes with at least 5 types.*{said}"):
+        with pytest.raises(PropertyError, match=f"2 classes with at least 5 types.*{said}"):
             separability("x", classes, np.ones((30, 3)))
+
+    def test_all_classes_wanted(self):
+        classes, x = data([30, 30, 3], 5.0)
+        with pytest.raises(PropertyError, match=r"x: 3 classes .* found c0 30, c1 30, c2 3"):
+            separability("x", classes, x, whole=True)
 
     def test_small_classes_and_shared_types_are_left_out(self):
         classes, x = data([30, 30, 3], 5.0)
