@@ -46,7 +46,9 @@ def property_figure(curves: Sequence[PropertyCurve], *, width: float = 10.0) -> 
                 i = names.index(c.direction.name)
                 _draw(axes, c, i, column, band=one_band and c is some[0])
             n = None if column == 0 else leading[column - 1]
-            axes.set_title(_literal(state) + (": relative memory" if n is None else f": $H_{{{n}}}$"))
+            axes.set_title(
+                _literal(state) + (": relative memory" if n is None else f": $H_{{{n}}}$")
+            )
             axes.set_xlabel("delay (words)")
             axes.set_ylabel("relative memory $m$" if n is None else f"cosine with $H_{{{n}}}$")
             axes.tick_params(labelleft=True)

@@ -51,7 +51,7 @@ class Lexicon:
         return self.embeddings.mean(axis=0)
 
     @cached_property
-    def Z(self) -> np.ndarray:  # noqa: N802 - its name in the literature
+    def Z(self) -> np.ndarray:
         """``[direction, embedding]``, the (pseudo-)inverse of D."""
         return np.linalg.pinv(self.D)
 
@@ -174,7 +174,7 @@ def read_lexicon(tree: xr.DataTree, model: MemoryModel | None = None) -> Lexicon
         ResultError: The embeddings are nowhere, the model is another one, or the parts of the
             result do not fit each other.
     """
-    d = tree["embedding_whitening"]
+    d = tree.dataset["embedding_whitening"]
     rank = int(d.attrs.get("rank", d.sizes["direction"]))
     D = np.asarray(d.values[:, :rank], np.float64)
     if model is not None:
@@ -189,14 +189,14 @@ def read_lexicon(tree: xr.DataTree, model: MemoryModel | None = None) -> Lexicon
         embeddings = model.embeddings
         tokens = model.vocabulary.tokens if model.vocabulary is not None else None
     elif "embeddings" in tree.variables:
-        embeddings = tree["embeddings"].values
+        embeddings = tree.dataset["embeddings"].values
         tokens = None
     else:
         raise ResultError(
             "The result holds no embeddings, which a property is a direction of. Give the model "
             "that was analysed (--model FILE.onnx), or run mnemoscope analyze again."
         )
-    embeddings = np.asarray(embeddings, np.float64)
+    embeddings = embeddings.astype(np.float64)
     if embeddings.ndim != 2 or embeddings.shape[1] != len(D) or not len(embeddings):
         raise _damaged(f"embeddings are {list(embeddings.shape)}, its whitening {list(D.shape)}")
     if not np.isfinite(embeddings).all():
@@ -207,7 +207,7 @@ def read_lexicon(tree: xr.DataTree, model: MemoryModel | None = None) -> Lexicon
             "property. Analyse a model whose embeddings were trained."
         )
     if "token" in tree.variables:
-        tokens = tuple(str(t) for t in tree["token"].values)
+        tokens = tuple(str(t) for t in tree.dataset["token"].values)
     if tokens is not None and len(tokens) != len(embeddings):
         raise _damaged(f"{len(tokens):,} tokens have {len(embeddings):,} embeddings")
     groups = [str(g) for g in tree.coords["group"].values]
@@ -229,13 +229,13 @@ def _counts(
     names = ("member_group", "member_token", "member_count")
     if not all(name in tree.variables for name in names) or groups == [EVERYTHING]:
         return None, None
-    group, token, count = (np.asarray(tree[name].values) for name in names)
+    group, token, count = (np.asarray(tree.dataset[name].values) for name in names)
     whole = all(x.ndim == 1 and x.dtype.kind in "iu" for x in (group, token, count))
     if not whole or not len(group) == len(token) == len(count):
         raise _damaged("its lists of the members of the classes do not fit each other")
     if len(group) and not (
-        0 <= group.min() and group.max() < len(groups)
-        and 0 <= token.min() and token.max() < tokens
+        group.min() >= 0 and group.max() < len(groups)
+        and token.min() >= 0 and token.max() < tokens
         and count.min() >= 0
     ):  # fmt: skip
         raise _damaged("its lists of the members of the classes name what is not there")

@@ -170,7 +170,7 @@ def sides(
                 + (f", {left:,} unknown left out" if left else "")
             )
         found.append(ids)
-    both = len(np.intersect1d(*found))
+    both = len(np.intersect1d(found[0], found[1]))
     if both:
         said.append(f"{both:,} of these types are on both sides")
     return found[0], found[1]
@@ -505,7 +505,7 @@ def _curves(
     leading: tuple[int, ...],
     seed: int,
 ) -> list[PropertyCurve]:
-    node, groups = tree[state], [str(g) for g in tree.coords["group"].values]
+    node, groups = tree[state].dataset, [str(g) for g in tree.coords["group"].values]
     for name in inputs:
         if name not in groups:
             raise ResultError(f"The result has no group {name!r}; it has {', '.join(groups)}.")
@@ -620,9 +620,7 @@ def _measures(
     return np.concatenate([s[:, :1], shares, flat], axis=-1), s, vt
 
 
-def _along(
-    s: np.ndarray, vt: np.ndarray, d: np.ndarray, leading: Sequence[int]
-) -> np.ndarray:
+def _along(s: np.ndarray, vt: np.ndarray, d: np.ndarray, leading: Sequence[int]) -> np.ndarray:
     """``[delay, property, 1 + n]``: m and the cosines of unit directions.
 
     `relative_memory` and `subspace_cosine`, for many directions from one decomposition.

@@ -108,7 +108,8 @@ def read_arithmetic(text: str) -> tuple[tuple[float, str], ...]:
     """
     parts = text.split()
     expected = (
-        f"Expected words with a sign between any two, as in 'king - man + woman', and found {text!r}: "
+        "Expected words with a sign between any two, as in 'king - man + woman', and found "
+        f"{text!r}: "
     )
     terms: list[tuple[float, str]] = []
     sign: float | None = 1.0  # the first word needs none

@@ -15,8 +15,8 @@ import numpy as np
 from ._files import printable
 from .errors import PropertyError
 from .lexicon import Lexicon, Members
-from .property_specs import Side, Spec, check_keys, read_toml
 from .properties import members_of, sides
+from .property_specs import Side, Spec, check_keys, read_toml
 
 _N = ("NN", "NNS", "NNP", "NNPS")
 _V = ("VB", "VBD", "VBG", "VBN", "VBP", "VBZ")

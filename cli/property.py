@@ -239,9 +239,7 @@ def _directions(
     found, failed = [], []
     for spec in specs:
         try:
-            made = direction(
-                spec, lexicon, members=members, skip_unknown=skip_unknown, seed=seed
-            )
+            made = direction(spec, lexicon, members=members, skip_unknown=skip_unknown, seed=seed)
             inputs: tuple[str, ...]
             if spec.group or group:
                 inputs = (str(spec.group or group),)
@@ -321,7 +319,12 @@ def _print_curve(out: Console, curve: PropertyCurve) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     headings = ["delay", "m", "", "noise", "random", "shuffled"]
     for n in curve.leading:
-        headings += [f"cos H{_low(n)}", "random", "shuffled", "σ₁/Σσ" if n == 1 else f"Σ{_low(n)}σ/Σσ"]
+        headings += [
+            f"cos H{_low(n)}",
+            "random",
+            "shuffled",
+            "σ₁/Σσ" if n == 1 else f"Σ{_low(n)}σ/Σσ",
+        ]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in curve.rows():

@@ -1,4 +1,4 @@
-"""`mnemoscope separability`: can classes of types be told apart in the embedding space?"""
+"""`mnemoscope separability`: whether the embedding space tells classes of types apart."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ._properties import (
 )
 
 if TYPE_CHECKING:
+    from mnemoscope.analyzer.lexicon import Members
     from rich.console import Console
 
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 def separability(
     result: str,
     sets: str | None,
-    members: str,
+    members: Members,
     model: str | None,
     skip_unknown: bool,
     seed: int,
@@ -59,8 +60,8 @@ def separability(
     Sets that the corpus cannot fill are left out, and said.
     """
     from mnemoscope.analyzer import open_result
-    from mnemoscope.analyzer import separability_sets as shipped
     from mnemoscope.analyzer import separability as probe
+    from mnemoscope.analyzer import separability_sets as shipped
 
     tree = open_result(result)
     lexicon = read_types(tree, model)
@@ -77,7 +78,10 @@ def separability(
                 progress(i, len(asked))
             try:
                 classes = shipped.classes_of(
-                    one, lexicon, members=members, skip_unknown=skip_unknown  # type: ignore[arg-type]
+                    one,
+                    lexicon,
+                    members=members,
+                    skip_unknown=skip_unknown,
                 )
                 found.append(
                     probe.separability(

@@ -74,9 +74,7 @@ class TestMembers:
         overlapping = read_lexicon(property_tree(unions=("nouns",)))
         plain = read_lexicon(property_tree())
         for name in ("NN", "NNS", "VB"):
-            assert (
-                overlapping.belonging_to([name]).tolist() == plain.belonging_to([name]).tolist()
-            )
+            assert overlapping.belonging_to([name]).tolist() == plain.belonging_to([name]).tolist()
         both = plain.belonging_to(["NN", "NNS"]).tolist()
         assert overlapping.belonging_to(["nouns"]).tolist() == both
 
@@ -175,7 +173,7 @@ class TestSingular:
         table[ids("king")[0], 4] = 1e-3
         found = read_lexicon(property_tree(table=table))
         assert found.D.shape == (SIZE, 2)
-        with pytest.raises(PropertyError, match="zero|lies outside the 2 of 6 directions"):
+        with pytest.raises(PropertyError, match=r"zero|lies outside the 2 of 6 directions"):
             direction(Spec("x", a=words("king"), b=words("man")), found)
 
     def test_partly_outside_is_said(self):
@@ -359,7 +357,7 @@ class TestLexicon:
         del tree["embeddings"]
         with pytest.raises(ResultError, match=r"holds no embeddings.*--model FILE.onnx"):
             read_lexicon(tree)
-        with pytest.raises(ResultError, match="made from another model than m.onnx"):
+        with pytest.raises(ResultError, match=r"made from another model than m.onnx"):
             read_lexicon(tree, Model())
         tree.attrs["model_sha256"] = Model.sha256
         assert read_lexicon(tree, Model()).tokens == tuple(vocabulary())
@@ -424,7 +422,7 @@ class TestSpecs:
         with pytest.raises(PropertyError, match="not UTF-8"):
             read_word_list(str(path))
         for empty in ("", " , "):
-            with pytest.raises(PropertyError, match="empty|no word"):
+            with pytest.raises(PropertyError, match=r"empty|no word"):
                 read_word_list(empty)
 
     def test_file_of_many(self, tmp_path):
@@ -435,7 +433,7 @@ class TestSpecs:
             '[[property]]\na_words = ["he"]\nb_words = ["she", "her"]\n'
             '[[property]]\ndirection = "king - man"\n'
             '[[property]]\nplus = ["+", "king"]\nminus = ["-"]\n'
-            "[[property]]\nsuffix = \"'s\"\n",
+            '[[property]]\nsuffix = "\'s"\n',
             encoding="utf-8",
         )
         specs = read_properties(path)

@@ -144,7 +144,9 @@ class TestAlways:
         for table, jacobian in ((e, g), (e @ a.T + 1.0, g @ np.linalg.inv(a))):
             w = whiten(table)
             d = w.Z @ (table[:10].mean(0) - table[10:].mean(0))
-            found.append((relative_memory(jacobian @ w.D, d), subspace_cosine(jacobian @ w.D, d, n)))
+            found.append(
+                (relative_memory(jacobian @ w.D, d), subspace_cosine(jacobian @ w.D, d, n))
+            )
         s = singular_values(g @ whiten(e).D)
         assert abs(found[0][0] - found[1][0]) < TIGHT
         if s[n - 1] - s[n] > 1e-3 * s[0]:

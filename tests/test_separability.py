@@ -166,13 +166,13 @@ def lexicon(groups, table=None):
     )
 
 
-PENN_TAGS = (
+PENN_TAGS = str.split(
     "CC CD DT EX FW IN JJ JJR JJS LS MD NN NNS NNP NNPS PDT POS PRP PRP$ RB RBR RBS RP SYM TO UH "
     "VB VBD VBG VBN VBP VBZ WDT WP WP$ WRB"
-).split()
-UPOS_TAGS = (
+)
+UPOS_TAGS = str.split(
     "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
-).split()
+)
 
 
 class TestSets:
@@ -209,7 +209,7 @@ class TestSets:
             '[[set]]\nname = "number"\nclasses = ["NN", "NNS"]\n'
             '[[set]]\nname = "N-V"\n[set.classes]\nN = ["NN", "NNS"]\nV = ["VB"]\n'
             '[[set]]\nclasses.a = {words = ["t0"]}\nclasses.b = ["VB"]\n'
-            "[[set]]\nsuffix = \"'s\"\n",
+            '[[set]]\nsuffix = "\'s"\n',
             encoding="utf-8",
         )
         sets = shipped.read_sets(path, lexicon(["NN", "NNS", "VB"]))
