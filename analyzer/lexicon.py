@@ -212,6 +212,15 @@ def read_lexicon(tree: xr.DataTree, model: MemoryModel | None = None) -> Lexicon
         raise _damaged(f"{len(tokens):,} tokens have {len(embeddings):,} embeddings")
     groups = [str(g) for g in tree.coords["group"].values]
     counts, occurrences = _counts(tree, groups, len(embeddings))
+    unknown = tree.attrs.get("unknown_token")
+    if model is not None and model.vocabulary is not None:
+        unknown = model.vocabulary.unknown
+    if counts is not None and tokens is not None and unknown in tokens:
+        # It stands for all words that the vocabulary lacks, and is no type of any class.
+        column = np.ones(len(tokens), np.int64)
+        column[tokens.index(unknown)] = 0
+        counts = csr_array(counts.multiply(column[None, :]))
+        counts.eliminate_zeros()
     classes = [i for i, name in enumerate(groups) if name != EVERYTHING]
     return Lexicon(
         embeddings=embeddings,

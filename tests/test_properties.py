@@ -78,6 +78,13 @@ class TestMembers:
         both = plain.belonging_to(["NN", "NNS"]).tolist()
         assert overlapping.belonging_to(["nouns"]).tolist() == both
 
+    def test_the_unknown_token_is_no_type(self):
+        tree = property_tree()
+        tree.attrs["unknown_token"] = "noun3"
+        found = read_lexicon(tree).belonging_to(["NN"])
+        assert len(found) == 29
+        assert ids("noun3")[0] not in found
+
     def test_without_counts(self):
         found = read_lexicon(property_tree(members=False))
         with pytest.raises(PropertyError, match="analyze again with --group-by, or name the words"):
@@ -350,7 +357,7 @@ class TestLexicon:
         class Model:
             path = type("P", (), {"name": "m.onnx"})
             sha256 = hashlib.sha256(b"").hexdigest()
-            vocabulary = type("V", (), {"tokens": tuple(vocabulary())})
+            vocabulary = type("V", (), {"tokens": tuple(vocabulary()), "unknown": None})
             embeddings = embeddings()
 
         tree = property_tree(tokens=False)
