@@ -3,11 +3,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from mnemoscope.analyzer import separability
 from mnemoscope.analyzer.result import save_result
+from mnemoscope.analyzer.separability_sets import read_sets
 from property_trees import embeddings, property_tree, vocabulary
 
 
@@ -203,3 +206,42 @@ class TestSeparability:
 
 def test_vocabulary_is_what_the_tests_say():
     assert len(set(vocabulary())) == len(vocabulary()) == len(embeddings())
+
+
+def test_the_example_of_the_document_runs(run, tmp_path, monkeypatch):
+    """Its file of properties and its Python, on fewer positions; its file of sets is read."""
+    root = Path(__file__).resolve().parent.parent.parent
+    text = (root / "docs/properties.md").read_text(encoding="utf-8")
+    properties, sets = re.findall(r"```toml\n(.*?)```", text, re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    Path("properties.toml").write_text(properties, encoding="utf-8")
+    Path("sets.toml").write_text(sets, encoding="utf-8")
+    model = root / "samples/models/pydoc-lstm.onnx"
+    run("corpus", "pydoc", "-o", "corpus.txt")
+    done = run("analyze", model, "corpus.txt", "-o", "result.nc", "--positions", 60,
+               "--delays", 3, "-q")  # fmt: skip
+    assert done.exit_code == 0
+    done = run("property", "result.nc", "--properties", "properties.toml", "--state", "lstm0.c",
+               "--json", "-o", "properties.png")  # fmt: skip
+    assert done.exit_code == 0
+    data = json.loads(done.stdout)
+    assert [p["name"] for p in data["properties"]] == [
+        "with s - without s", "nouns - verbs", "returns - raises",
+    ]  # fmt: skip
+    assert "Left out" not in done.stderr
+    # What needs no gradients is what the document prints.
+    first = data["properties"][0]
+    assert (first["types_a"], first["pool"]) == (142, "members")
+    exec(compile(code, "docs/properties.md", "exec"), {})
+    tags = lexicon(["NN", "NNS", "NNP", "NNPS", "VB", "VBD", "VBG", "VBN", "VBP", "VBZ"])
+    assert len(read_sets("sets.toml", tags)) == 3
+
+
+def lexicon(groups):
+    from mnemoscope.analyzer.lexicon import Lexicon
+    from scipy.sparse import csr_array
+
+    n = len(groups)
+    counts = csr_array(np.eye(n, dtype=np.int64))
+    return Lexicon(np.eye(n), None, tuple(groups), counts, np.ones(n), np.eye(n))
