@@ -43,7 +43,8 @@ class Separability:
         tested: Held-out types.
         validation: Cross-validated accuracy of the chosen settings on types not held out.
         accuracy: On the held-out types.
-        stderr: Of `accuracy`: ``√(p (1 − p) / tested)``.
+        stderr: Of `accuracy`: ``√(p (1 − p) / tested)`` with p the accuracy had one more type been
+            right and one more wrong, so that it is never 0.
         majority: Accuracy of always naming the largest class, on the same types.
         shuffled: Mean accuracy of the same procedure on permuted labels.
         shuffled_spread: Its standard deviation over the permutations.
@@ -157,6 +158,7 @@ def separability(
         controls = [_run(x, rng.permutation(y), k % _PARTS, seed, rng) for k in range(permutations)]
     tested = sum(run.tested for run in runs)
     right = sum(run.right for run in runs) / tested
+    p = (right * tested + 1) / (tested + 2)
     chance = np.array([c.right / c.tested for c in controls])
     chosen = [run.chosen for run in runs]
     return Separability(
@@ -168,7 +170,7 @@ def separability(
         tested=tested,
         validation=float(np.mean([run.validation for run in runs])),
         accuracy=right,
-        stderr=float(np.sqrt(right * (1 - right) / tested)),
+        stderr=float(np.sqrt(p * (1 - p) / tested)),
         majority=sum(run.majority for run in runs) / tested,
         shuffled=float(chance.mean()),
         shuffled_spread=float(chance.std(ddof=1)),

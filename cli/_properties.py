@@ -48,6 +48,12 @@ def read_types(tree: xr.DataTree, model: str | None) -> Lexicon:
     return read_lexicon(tree, open_model(model) if model else None)
 
 
+def left_out(name: str, error: Exception) -> str:
+    """Say that something is left out, and why; some errors begin with its name already."""
+    said = str(error)
+    return f"Left out: {said if said.startswith(f'{name}:') else f'{name}: {said}'}"
+
+
 @contextmanager
 def bar_of(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     """Give what long work tells its progress to: a bar on a terminal, None elsewhere."""

@@ -12,6 +12,7 @@ from ._lazy import example
 from ._output import Report, check_output, output_option, reports
 from ._properties import (
     bar_of,
+    left_out,
     members_option,
     model_option,
     print_separability,
@@ -250,7 +251,7 @@ def _directions(
             failed.append((spec.name, error))
     if not found:
         raise failed[0][1]
-    notes.extend(f"Left out: {name}: {error}" for name, error in failed)
+    notes.extend(left_out(name, error) for name, error in failed)
     return found
 
 

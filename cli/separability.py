@@ -11,6 +11,7 @@ from ._lazy import example
 from ._output import Report, reports
 from ._properties import (
     bar_of,
+    left_out,
     members_option,
     model_option,
     print_separability,
@@ -71,7 +72,7 @@ def separability(
         asked = shipped.SHIPPED[sets]
     else:
         asked = shipped.read_sets(sets, lexicon)
-    found, left_out = [], []
+    found, missing = [], []
     with bar_of("Classifying", quiet) as progress:
         for i, one in enumerate(asked):
             if progress is not None:
@@ -89,12 +90,12 @@ def separability(
                     )
                 )
             except PropertyError as error:
-                left_out.append({"set": one.name, "why": str(error)})
+                missing.append((one.name, error))
     if not found:
-        raise PropertyError("No set of classes can be told apart. " + left_out[0]["why"])
+        raise PropertyError(f"No set of classes can be told apart. {missing[0][1]}")
     if not quiet:
-        for left in left_out:
-            click.echo(f"Left out: {left['why']}", err=True)
+        for name, error in missing:
+            click.echo(left_out(name, error), err=True)
     rows = [one.row() for one in found]
     data = {
         "result": result,
@@ -110,7 +111,7 @@ def separability(
             }
             for one in found
         ],
-        "left_out": left_out,
+        "left_out": [{"set": name, "why": str(error)} for name, error in missing],
     }
 
     def render(out: Console) -> None:

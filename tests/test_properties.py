@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from mnemoscope.analyzer._property_plot import property_figure
 from mnemoscope.analyzer.errors import PropertyError, ResultError
 from mnemoscope.analyzer.lexicon import read_lexicon
 from mnemoscope.analyzer.metrics import (
@@ -350,6 +352,33 @@ class TestCurves:
     def test_what_is_not_there(self, tree, lexicon, states, inputs, said):
         with pytest.raises(ResultError, match=said):
             property_curves(tree, [(direction(NUMBER, lexicon), inputs)], lexicon.D, states=states)
+
+
+class TestFigure:
+    def test_panels_points_and_bands(self, curves):
+        figure = property_figure(curves[:2])
+        assert len(figure.axes) == 8  # two states; m, H₁, H₅ and H₂
+        memory = figure.axes[0]
+        assert memory.get_ylim() == (-0.02, 1.04)
+        solid = next(x for x in memory.lines if x.get_marker() == "o")
+        np.testing.assert_array_equal(
+            solid.get_ydata(), np.where(curves[0].clear, curves[0].memory, np.nan)
+        )
+
+    @pytest.mark.parametrize("unknown", ["nothing", "errors", "all"])
+    def test_what_is_not_known_does_not_warn(self, curves, unknown, tmp_path):
+        names = {"nothing": (), "errors": ("memory_stderr", "cosine_stderr", "sigma1_stderr")}
+        every = [n for n, v in vars(curves[0]).items() if getattr(v, "dtype", None) == np.dtype("f8")]
+        gone = {n: np.full_like(getattr(curves[0], n), np.nan) for n in names.get(unknown, every)}
+        property_figure([replace(curves[0], **gone)]).savefig(tmp_path / "f.png")
+
+    def test_points_within_noise_are_hollow(self, curves):
+        c = replace(curves[0], noise_floor=np.array([0.0, np.inf, 0.0, np.inf]))
+        axes = property_figure([c]).axes[0]
+        hollow = [x for x in axes.lines if x.get_markerfacecolor() == "none"]
+        assert [x.get_xdata().tolist() for x in hollow] == [[1, 3]]
+        solid = next(x for x in axes.lines if x.get_marker() == "o" and x not in hollow)
+        assert np.isnan(solid.get_ydata()).tolist() == [False, True, False, True]
 
 
 class TestLexicon:
