@@ -23,9 +23,10 @@ def property_figure(curves: Sequence[PropertyCurve], *, width: float = 10.0) -> 
 
     Figures 10 and 11 of Verwimp et al. 2020, with error bars and what chance gives. Left: the
     relative memory m. Then one panel for each H_n: the cosine, and the share of these directions
-    in the sum of all singular values as a black dotted line. Grey: 95 % of random directions. A
-    thin dashed line of a property's colour: the upper end of the 95 % of its types dealt out at
-    random. Points at which σ₁ is not clear of its noise floor are hollow.
+    in the sum of all singular values as a dotted line. Grey: 95 % of random directions, where all
+    properties share one gradient. A thin dashed line of a property's colour: the upper end of the
+    95 % of its types dealt out at random. Points at which σ₁ is not clear of its noise floor are
+    hollow.
 
     Args:
         curves: Of one or more properties and states, all with the same subspaces.
@@ -40,11 +41,11 @@ def property_figure(curves: Sequence[PropertyCurve], *, width: float = 10.0) -> 
     panels = figure.subplots(len(states), columns, squeeze=False, sharey=True)
     for row, state in zip(panels, states, strict=True):
         some = [c for c in curves if c.state == state]
-        one_band = len({c.inputs for c in some}) == 1
+        common = len({c.inputs for c in some}) == 1
         for column, axes in enumerate(row):
             for c in some:
                 i = names.index(c.direction.name)
-                _draw(axes, c, i, column, band=one_band and c is some[0])
+                _draw(axes, c, i, column, common=common)
             n = None if column == 0 else leading[column - 1]
             axes.set_title(
                 _literal(state) + (": relative memory" if n is None else f": $H_{{{n}}}$")
@@ -60,7 +61,7 @@ def property_figure(curves: Sequence[PropertyCurve], *, width: float = 10.0) -> 
     return figure
 
 
-def _draw(axes: Axes, curve: PropertyCurve, i: int, column: int, *, band: bool) -> None:
+def _draw(axes: Axes, curve: PropertyCurve, i: int, column: int, *, common: bool) -> None:
     style = _style(i)
     color = style["color"]
     if column == 0:
@@ -70,8 +71,15 @@ def _draw(axes: Axes, curve: PropertyCurve, i: int, column: int, *, band: bool) 
         at = column - 1
         values, errors = curve.cosine[:, at], curve.cosine_stderr[:, at]
         random, shuffled = curve.cosine_random[:, at], curve.cosine_shuffled[:, at]
-        axes.plot(curve.delay, curve.share[:, at], color="black", linestyle=_DOTTED, linewidth=1.2)
-    if band:
+        # Of several gradients each has its own share.
+        axes.plot(
+            curve.delay,
+            curve.share[:, at],
+            color="black" if common else color,
+            linestyle=_DOTTED,
+            linewidth=1.2,
+        )
+    if common:
         axes.fill_between(curve.delay, random[:, 0], random[:, 2], color="0.86", linewidth=0,
                           zorder=0)  # fmt: skip
     axes.plot(curve.delay, shuffled[:, 2], color=color, linestyle=(0, (3, 2)), linewidth=0.8,
@@ -122,7 +130,7 @@ def _add_legends(figure: Figure, curves: Sequence[PropertyCurve], names: Sequenc
     keys += [
         (Line2D([], [], **_GREY, linestyle=(0, (3, 2)), linewidth=0.8),
          "97.5 % of shuffled types lie below"),
-        (Line2D([], [], color="black", linestyle=_DOTTED, linewidth=1.2),
+        (Line2D([], [], **_GREY, linestyle=_DOTTED, linewidth=1.2),
          "$(\\sigma_1+\\cdots+\\sigma_n)/\\Sigma\\sigma$"),
     ]  # fmt: skip
     if not all(c.clear.all() for c in curves):

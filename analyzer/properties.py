@@ -528,7 +528,8 @@ def _curves(
         sums = (means * n[..., None, None]).sum(axis=1)
         errors = jackknife(sums, n.sum(axis=1), statistic)
     if "noise" in node.variables:
-        noise = _weighted(node["noise"].values[rows], parts) @ D
+        halves = node["noise"].values[rows]
+        noise = _weighted(halves, _with_noise(halves, parts)) @ D
         floor = singular_values(noise)[..., 0]
         answer = np.linalg.norm(noise @ d.T, axis=-2)
     else:
@@ -591,6 +592,18 @@ def _weighted(matrices: np.ndarray, parts: np.ndarray) -> np.ndarray:
     for matrix, part in zip(matrices, parts, strict=True):
         total += np.where(part[:, None, None] > 0, matrix, 0.0) * part[:, None, None]
     return total
+
+
+def _with_noise(noise: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """``[group, delay]``: the parts among the groups that are in both halves of the corpus.
+
+    A group of a few positions may lie in one half and has no noise. What the others show is
+    somewhat more than all of them would, so nothing passes for clear that is not. NaN where the
+    others hold less than half of the positions.
+    """
+    known = np.where(np.isfinite(noise).all(axis=(-2, -1)), np.nan_to_num(parts), 0.0)
+    total = known.sum(axis=0)
+    return known / np.where(total >= 0.5, total, np.nan)
 
 
 def _measures(

@@ -94,8 +94,8 @@ def separability(
     if not found:
         raise PropertyError(f"No set of classes can be told apart. {missing[0][1]}")
     if not quiet:
-        for name, error in missing:
-            click.echo(left_out(name, error), err=True)
+        for name, why in missing:
+            click.echo(left_out(name, why), err=True)
     rows = [one.row() for one in found]
     data = {
         "result": result,
@@ -111,7 +111,7 @@ def separability(
             }
             for one in found
         ],
-        "left_out": [{"set": name, "why": str(error)} for name, error in missing],
+        "left_out": [{"set": name, "why": str(why)} for name, why in missing],
     }
 
     def render(out: Console) -> None:

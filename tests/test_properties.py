@@ -339,6 +339,25 @@ class TestCurves:
         assert np.isnan(h.memory).all()
         assert not h.clear.any()
 
+    @pytest.mark.parametrize(("positions", "known"), [(100, True), (5000, False)])
+    def test_a_class_in_one_half_only(self, tree, lexicon, positions, known):
+        """It has no noise; the floor is then that of the others, if they are most of it all."""
+        lame = tree.copy(deep=True)
+        node = lame["lstm0.c"]
+        row = [str(g) for g in lame["group"].values].index("NNS")
+        node["noise"].values[row] = np.nan
+        node["count"].values[row] = positions
+        (c,) = property_curves(
+            lame, [(direction(NUMBER, lexicon), ("NN", "NNS"))], lexicon.D, states=["lstm0.c"]
+        )
+        if known:
+            expected = tree["lstm0.c"]["noise_floor"].sel(normalization="whitened", group="NN")
+            np.testing.assert_allclose(c.noise_floor, expected, rtol=1e-5)
+            assert np.isfinite(c.memory_noise).all()
+        else:
+            assert np.isnan(c.noise_floor).all()
+            assert not c.clear.any()
+
     def test_inputs(self, tree, lexicon):
         assert default_inputs(tree) == ("all",)
         assert own_inputs(direction(NUMBER, lexicon)) == ("NN", "NNS")
@@ -368,7 +387,9 @@ class TestFigure:
     @pytest.mark.parametrize("unknown", ["nothing", "errors", "all"])
     def test_what_is_not_known_does_not_warn(self, curves, unknown, tmp_path):
         names = {"nothing": (), "errors": ("memory_stderr", "cosine_stderr", "sigma1_stderr")}
-        every = [n for n, v in vars(curves[0]).items() if getattr(v, "dtype", None) == np.dtype("f8")]
+        every = [
+            n for n, v in vars(curves[0]).items() if getattr(v, "dtype", None) == np.dtype("f8")
+        ]
         gone = {n: np.full_like(getattr(curves[0], n), np.nan) for n in names.get(unknown, every)}
         property_figure([replace(curves[0], **gone)]).savefig(tmp_path / "f.png")
 
