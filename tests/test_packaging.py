@@ -14,7 +14,12 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("analyzer", "exporters", "cli")
 
 # Import name → distribution, where they differ.
-DISTRIBUTIONS = {"google": "protobuf", "keras": "tensorflow", "onnx_ad": "onnx-ad"}
+DISTRIBUTIONS = {
+    "google": "protobuf",
+    "keras": "tensorflow",
+    "onnx_ad": "onnx-ad",
+    "sklearn": "scikit-learn",
+}
 # onnx itself depends on protobuf, whose error classes are part of its interface.
 IMPLIED = {"protobuf"}
 # Import names that an extra, and not the installation, brings.

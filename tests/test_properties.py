@@ -387,9 +387,8 @@ class TestFigure:
     @pytest.mark.parametrize("unknown", ["nothing", "errors", "all"])
     def test_what_is_not_known_does_not_warn(self, curves, unknown, tmp_path):
         names = {"nothing": (), "errors": ("memory_stderr", "cosine_stderr", "sigma1_stderr")}
-        every = [
-            n for n, v in vars(curves[0]).items() if getattr(v, "dtype", None) == np.dtype("f8")
-        ]
+        arrays = {n: v for n, v in vars(curves[0]).items() if isinstance(v, np.ndarray)}
+        every = [n for n, v in arrays.items() if v.dtype.kind == "f"]
         gone = {n: np.full_like(getattr(curves[0], n), np.nan) for n in names.get(unknown, every)}
         property_figure([replace(curves[0], **gone)]).savefig(tmp_path / "f.png")
 
