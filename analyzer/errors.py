@@ -39,3 +39,7 @@ class BudgetError(MnemoscopeError):
 
 class GroupError(MnemoscopeError):
     """Classes of input words that a corpus does not have, or cannot be averaged apart."""
+
+
+class PropertyError(MnemoscopeError):
+    """A property that cannot be formed from a result, or a file of them that cannot be read."""

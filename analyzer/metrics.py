@@ -9,7 +9,7 @@ Sources: "V18" is Verwimp et al., "State Gradients for RNN Memory Analysis" (Bla
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +22,15 @@ __all__ = [
     "mean_matrix",
     "noise_matrix",
     "principal_angles",
+    "random_cosine",
+    "random_relative_memory",
     "relative_difference",
+    "relative_memory",
     "selectivity",
     "singular_values",
+    "subspace_cosine",
     "svd",
+    "unit_length",
     "whiten",
 ]
 
@@ -223,6 +228,120 @@ def principal_angles(a: np.ndarray, b: np.ndarray, leading: int = 1) -> np.ndarr
         if all(s[i][n - 1] > eps * max(s[i].shape) * s[i][0] for s in (values_a, values_b)):
             angles[i] = np.degrees(subspace_angles(va[i][:n].T, vb[i][:n].T))
     return angles
+
+
+def unit_length(direction: np.ndarray) -> np.ndarray:
+    """Scale vectors to length 1.
+
+    Args:
+        direction: ``[..., embedding]``.
+
+    Returns:
+        ``[..., embedding]``; NaN for a vector that is zero or not finite.
+    """
+    d = np.asarray(direction, dtype=np.float64)
+    # By the largest entry first, so that no square overflows or underflows.
+    largest = np.abs(d).max(axis=-1, keepdims=True, initial=0.0)
+    d = d / np.where((largest > 0) & np.isfinite(largest), largest, np.nan)
+    return d / np.linalg.norm(d, axis=-1, keepdims=True)
+
+
+def relative_memory(matrix: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """How well a direction is remembered beside the best one, ``m = ‖G d‖ / σ₁`` (V20, eq. 20).
+
+    d is scaled to unit length here, so that ``0 ≤ m ≤ 1`` and ``m = 1`` for the first right
+    singular vector. For a whitened G (``G D``) d must be whitened too (``Z (ē_a − ē_b)``): the
+    length counts after whitening. (Equation 14 of V20 scales before; its m is this one times
+    ``‖Z u‖`` with u the unscaled difference at unit length, and has no upper bound. Their
+    published code scales after, as here.)
+
+    Args:
+        matrix: ``[..., unit, embedding]``.
+        direction: ``[..., embedding]``, of any length but 0; leading axes broadcast.
+
+    Returns:
+        ``[...]``; NaN where the matrix is zero or not finite, or the direction is.
+    """
+    g, d = np.asarray(matrix, dtype=np.float64), unit_length(direction)
+    # The measure has no scale; with entries near 1 no square underflows.
+    largest = np.abs(g).max(axis=(-2, -1), keepdims=True, initial=0.0)
+    g = g / np.where((largest > 0) & np.isfinite(largest), largest, np.nan)
+    moved = np.linalg.norm((g @ d[..., None])[..., 0], axis=-1)
+    return np.minimum(moved / singular_values(g)[..., 0], 1.0)  # 1 + eps is rounding
+
+
+def subspace_cosine(matrix: np.ndarray, direction: np.ndarray, leading: int = 1) -> np.ndarray:
+    """Cosine between a direction and the n best remembered ones, ``‖V_nᵀ d‖`` (V20, eq. 16).
+
+    d is scaled to unit length here. Where the matrix has a rank below n, V_n holds as many
+    directions as it has: the others answer to nothing and are no directions of it. Where
+    ``σ_n = σ_{n+1}`` the n best are not determined, nor is the cosine.
+
+    Args:
+        matrix: ``[..., unit, embedding]``.
+        direction: ``[..., embedding]``, of any length but 0; leading axes broadcast.
+        leading: n; all directions where there are fewer.
+
+    Returns:
+        ``[...]``, from 0 to 1; NaN where the matrix is zero or not finite, or the direction is.
+    """
+    _, s, vt = svd(matrix)
+    vt, held = vt[..., :leading, :], _held(s, np.shape(matrix))[..., :leading]
+    along = (vt @ unit_length(direction)[..., None])[..., 0]
+    cosine = np.linalg.norm(np.where(held, along, 0.0), axis=-1)
+    return np.minimum(np.where(held[..., 0], cosine, np.nan), 1.0)
+
+
+def _held(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Which singular values are not rounding; False where they are NaN."""
+    eps = np.finfo(np.float64).eps
+    return (values > eps * max(shape[-2:]) * values[..., :1]) & (values > 0)
+
+
+def random_relative_memory(
+    values: np.ndarray, dimensions: int, *, samples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """Relative memory of directions that point anywhere with equal chance.
+
+    With x uniform on the unit sphere, ``m² = Σ σᵢ² xᵢ² / σ₁²``: V only turns the sphere.
+
+    Args:
+        values: ``[..., order]``, singular values, descending.
+        dimensions: Of the space, at least `order`; G does not answer to those beyond.
+        samples: How many directions; the same ones for every set of values.
+        seed: Of the directions.
+
+    Returns:
+        ``[..., sample]``; NaN where the values are.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    order = values.shape[-1]
+    x = np.random.default_rng(seed).standard_normal((samples, max(dimensions, order))) ** 2
+    share = values / np.where(values[..., :1] > 0, values[..., :1], np.nan)
+    return np.sqrt((share**2) @ (x[:, :order] / x.sum(1, keepdims=True)).T)
+
+
+def random_cosine(
+    dimensions: int, leading: int, quantiles: Sequence[float] = (0.025, 0.5, 0.975)
+) -> np.ndarray:
+    """Quantiles of the cosine between a random direction and any subspace of n dimensions.
+
+    The squared cosine of a direction uniform on the sphere of a space of r dimensions follows
+    the distribution Beta(n/2, (r − n)/2).
+
+    Args:
+        dimensions: r.
+        leading: n, at least 1; all r where there are fewer.
+        quantiles: From 0 to 1.
+
+    Returns:
+        ``[quantile]``; 1 where the subspace is the whole space.
+    """
+    from scipy.stats import beta
+
+    if leading >= dimensions:
+        return np.ones(len(quantiles))
+    return np.sqrt(beta.ppf(quantiles, leading / 2, (dimensions - leading) / 2))
 
 
 def jackknife(

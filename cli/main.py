@@ -83,6 +83,8 @@ def _silence_stdout() -> None:
         "check": ".check:check",
         "compare": ".compare:compare",
         "words": ".words:words",
+        "property": ".property:property_",
+        "separability": ".separability:separability",
         "corpus": ".corpus:corpus",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
