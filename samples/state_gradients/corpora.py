@@ -3,7 +3,7 @@
 From a treebank come ``train.txt``, ``valid.txt``, ``test.txt``, ``valid.conllu`` (the validation
 sentences with their tags, the same tokens as the text) and ``lexicon.tsv`` (word, tab, tags joined
 by ``|``: those that the word has at least a tenth of the time in the training sentences). From
-plain text come the three texts.
+plain text come the three texts. ``whole.txt`` is the training text before it was cut.
 
 A genitive ``'s`` (XPOS ``POS``) is joined to the word before it, with the feature
 ``Genitive=Yes``, as in the paper's own text, where it is part of the word (section 5.2.2:
@@ -46,7 +46,7 @@ class Source:
 
     def digest(self) -> dict[str, str]:
         """Part → hash of its bytes."""
-        return {part: _sha256(path) for part, path in self.paths.items()}
+        return {part: sha256(path) for part, path in self.paths.items()}
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,18 @@ def prepare(source: Source, amount: Amount, folder: Path) -> None:
         most = getattr(amount, part)
         path = source.paths[part]
         if not source.tagged:
-            lines = _cut(_lines(path), most)
-            _write(folder / f"{part}.txt", (" ".join(line.split()) for line in lines))
+            lines = [" ".join(line.split()) for line in _lines(path)]
+            _write(folder / f"{part}.txt", _cut(lines, most))
+            if part == "train":
+                _write(folder / "whole.txt", lines)
             continue
-        sentences = list(take(join_genitives(read_treebank(path)), most))
+        whole = list(join_genitives(read_treebank(path)))
+        sentences = list(take(whole, most))
         _write(folder / f"{part}.txt", (" ".join(w.form for w in s) for s in sentences))
         if part == "valid":
             _write(folder / "valid.conllu", as_conllu(sentences))
         if part == "train":
+            _write(folder / "whole.txt", (" ".join(w.form for w in s) for s in whole))
             _write(folder / "lexicon.tsv", lexicon(sentences))
 
 
@@ -180,6 +184,37 @@ def lexicon(sentences: Iterable[list[Word]]) -> Iterator[str]:
         yield f"{form}\t{'|'.join(tags)}"
 
 
+def tags_of(folder: Path, lexicon_: Path | None = None) -> set[str]:
+    """The tags that occur in the validation text of a prepared corpus.
+
+    Args:
+        folder: Of the corpus.
+        lexicon_: Where its tags come from; None means its own treebank.
+    """
+    if lexicon_ is None:
+        return {w.xpos for sentence in read_treebank(folder / "valid.conllu") for w in sentence}
+    words = {w for line in _lines(folder / "valid.txt") for w in line.split()}
+    tags: set[str] = set()
+    for line in _lines(lexicon_):
+        word, _, given = line.partition("\t")
+        if word in words:
+            tags.update(given.split("|"))
+    return tags
+
+
+def genitives(vocabulary: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Words of a vocabulary that end in a genitive ``'s``, and the same without it.
+
+    Only pairs of which both are in the vocabulary, as in the paper (appendix 9). Contractions of
+    *is*, *has* and *us* are split off by the treebank, so what ends in ``'s`` is a genitive.
+    """
+    known = list(dict.fromkeys(vocabulary))
+    held = set(known)
+    pairs = [(w, w[:-2]) for w in known if len(w) > 2 and w.endswith(("'s", "’s"))]
+    both = [(w, base) for w, base in pairs if base in held]
+    return [w for w, _ in both], [base for _, base in both]
+
+
 def _lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
@@ -203,6 +238,7 @@ def _write(path: Path, lines: Iterable[str]) -> None:
     temporary.replace(path)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -38,6 +38,7 @@ class Step:
         needs: Names of steps that come before it in the list.
         command: Arguments of Python, run in the run's folder; a part that starts with ``@name/``
             is a path below one of the `Engine`'s places.
+        stdout: File, relative to the run's folder, for what the command prints; None: the log.
         function: Called with the run's folder; in place of a command.
         settings: All that the outcome depends on besides `command` and what it needs.
         seconds: How long it may take.
@@ -55,6 +56,7 @@ class Step:
     makes: tuple[str, ...]
     needs: tuple[str, ...] = ()
     command: tuple[str, ...] | None = None
+    stdout: str | None = None
     function: Callable[[Path], None] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 1.0
@@ -157,9 +159,16 @@ class Engine:
             and stamp.get("without") == self._without(step)
         ):
             return DONE
-        if step.unavailable:
+        if self.lacking(name):
             return UNAVAILABLE
         return STALE if stamp and stamp.get("key") != self.keys[name] else TODO
+
+    def lacking(self, name: str) -> str | None:
+        """Why a step, or what it needs, cannot be run here; None if it can."""
+        step = self.steps[name]
+        if step.unavailable:
+            return step.unavailable
+        return next((why for need in step.needs if (why := self.lacking(need))), None)
 
     def estimate(self, name: str) -> float:
         """Seconds that the step took last time, or those that its settings make likely."""
@@ -196,14 +205,10 @@ class Engine:
             only: Steps or figures; none means all.
             minutes: Start no step that is likely to end later than this; None for no limit.
 
-        Raises:
-            Busy: Another run works in the folder.
+        Hold `alone` meanwhile.
         """
         names = self.select(only)
-        with self._alone():
-            return self._run(names, None if minutes is None else time.monotonic() + 60 * minutes)
-
-    def _run(self, names: list[str], deadline: float | None) -> Outcome:
+        deadline = None if minutes is None else time.monotonic() + 60 * minutes
         outcome = Outcome()
         for i, name in enumerate(names, 1):
             step = self.steps[name]
@@ -234,8 +239,8 @@ class Engine:
         return outcome
 
     def _obstacle(self, step: Step, outcome: Outcome) -> str | None:
-        if step.unavailable:
-            return f"not available: {step.unavailable}"
+        if why := self.lacking(step.name):
+            return f"not available: {why}"
         for need in step.needs:
             if self.state(need) != DONE:
                 if need in outcome.blocked:
@@ -279,11 +284,17 @@ class Engine:
         with log.open("w", encoding="utf-8") as file:
             file.write(f"$ {' '.join(argv)}\n")
             file.flush()
-            process = subprocess.Popen(
-                argv, cwd=self.folder, stdout=file, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
-            memory = _wait(process)
+            printed = self.folder / f"{step.stdout}.part" if step.stdout else None
+            out = printed.open("wb") if printed else None
+            try:
+                process = subprocess.Popen(
+                    argv, cwd=self.folder, stdout=out or file, stderr=file,
+                    stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                )  # fmt: skip
+                memory = _wait(process)
+            finally:
+                if out:
+                    out.close()
         if process.returncode:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")[1:]
             how = (
@@ -292,6 +303,8 @@ class Engine:
                 else f"exit status {process.returncode}"
             )
             raise Failure(f"{how}; logs/{log.name} ends: " + " / ".join(lines[-4:]))
+        if printed and step.stdout:
+            printed.replace(self.folder / step.stdout)
         return memory
 
     def _finish(self, step: Step, seconds: float, memory: int | None) -> None:
@@ -341,8 +354,12 @@ class Engine:
         return self.folder / "steps" / f"{name}.json"
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the folder's lock, which the system lets go of however this process ends."""
+    def alone(self) -> Iterator[None]:
+        """Hold the folder's lock, which the system lets go of however this process ends.
+
+        Raises:
+            Busy: Another run holds it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             import fcntl
