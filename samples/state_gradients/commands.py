@@ -19,19 +19,22 @@ MNEMOSCOPE = ("-m", "mnemoscope.cli")
 _ASKS = {
     "classes": ("analyze", ("--group-by", "--groups")),
     "words": ("words", ("--min-count", "--frequencies")),
-    "properties": ("property", ("--a", "--b", "--json")),
+    "properties": ("property", ("--a", "--b", "--suffix", "--group", "--json")),
 }
 
-PROPERTIES: dict[str, tuple[str, str, str]] = {
-    # name: classes or words a, b, and the class whose own gradients are used (V20, section 5.2)
-    "genitive": ("@genitive", "@non-genitive", "nouns"),
-    "common-proper": ("NN,NNS", "NNP,NNPS", "nouns"),
-    "number": ("NN,NNP", "NNS,NNPS", "nouns"),
-    "third-person": ("VBP", "VBZ", "verbs"),
-    "tense": ("VBP,VBZ", "VBD", "verbs"),
-    "participle": ("VBG", "VBN", "verbs"),
+PROPERTIES: dict[str, tuple[tuple[str, ...], str]] = {
+    # name: options of `mnemoscope property`, and whose gradients are used (V20, section 5.2)
+    "genitive": (("--suffix", "'s"), "nouns"),
+    "common-proper": (("--a", "NN,NNS", "--b", "NNP,NNPS"), "nouns"),
+    "number": (("--a", "NN,NNP", "--b", "NNS,NNPS"), "nouns"),
+    "third-person": (("--a", "VBP", "--b", "VBZ"), "verbs"),
+    "tense": (("--a", "VBP,VBZ", "--b", "VBD"), "verbs"),
+    "participle": (("--a", "VBG", "--b", "VBN"), "verbs"),
 }
-"""Figures 10 and 11. ``@name`` is a list of words in the corpus' folder, ``name.txt``."""
+"""Figures 10 and 11."""
+
+TAGS = ("NN", "NNS", "NNP", "NNPS", "VBD", "VBG", "VBN", "VBP", "VBZ")
+"""The classes that `PROPERTIES` name."""
 
 
 @cache
@@ -97,44 +100,35 @@ def words(model: str, corpus: str, output: str, frequencies: str, state: str) ->
     return tuple(argv)
 
 
-def property_(result: str, name: str, state: str, folder: str) -> tuple[str, ...]:
+def property_(result: str, name: str, state: str) -> tuple[str, ...]:
     """Arguments of Python that print what is remembered of a property, as JSON."""
-    a, b, group = PROPERTIES[name]
-    argv = [*MNEMOSCOPE, "property", result]
-    has = options("property") or frozenset()
-    for option, classes in (("--a", a), ("--b", b)):
-        given = f"{folder}/{classes[1:]}.txt" if classes.startswith("@") else classes
-        argv += [option, given]
-    if "--state" in has:
-        argv += ["--state", state]
-    if "--group" in has:
-        argv += ["--group", group]
-    return (*argv, "--json")
+    given, group = PROPERTIES[name]
+    argv = [*MNEMOSCOPE, "property", result, *given, "--name", name, "--group", group]
+    return (*argv, "--state", state, "--json", "--quiet")
 
 
 def read_property(path: Path) -> dict[str, Any]:
-    """What `property_` printed: ``delay``, ``m``, ``m_stderr``, ``band`` as lists.
+    """What `property_` printed.
+
+    Returns:
+        ``delay``, ``m``, ``m_stderr`` and ``band`` (what 95 % of random directions stay below) as
+        lists, and ``separability``: a dictionary, or None.
 
     Raises:
         ValueError: It is not of that form.
     """
     said = json.loads(path.read_text(encoding="utf-8"))
-    rows = said.get("rows", said) if isinstance(said, dict) else said
-    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
-        raise ValueError(f"{path} holds no list of rows")
-
-    def column(*names: str) -> list[float]:
-        name = next((n for n in names if n in rows[0]), None)
-        if name is None:
-            raise ValueError(f"{path} has none of the columns {', '.join(names)}")
-        return [float("nan") if row[name] is None else row[name] for row in rows]
-
-    return {
-        "delay": column("delay"),
-        "m": column("relative_memory", "m"),
-        "m_stderr": column("relative_memory_stderr", "m_stderr"),
-        "band": column("random_relative_memory_high", "band_high", "band"),
-    }
+    try:
+        rows = said["curves"][0]["rows"]
+        columns = {"delay": "delay", "m": "m", "m_stderr": "m_stderr", "band": "m_random_high"}
+        found: dict[str, Any] = {
+            ours: [float("nan") if row[theirs] is None else row[theirs] for row in rows]
+            for ours, theirs in columns.items()
+        }
+        found["separability"] = said["properties"][0]["separability"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{path} is not what mnemoscope property prints: {error!r}") from error
+    return found
 
 
 def read_words(path: Path, state: str) -> dict[str, Any]:

@@ -202,19 +202,6 @@ def tags_of(folder: Path, lexicon_: Path | None = None) -> set[str]:
     return tags
 
 
-def genitives(vocabulary: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Words of a vocabulary that end in a genitive ``'s``, and the same without it.
-
-    Only pairs of which both are in the vocabulary, as in the paper (appendix 9). Contractions of
-    *is*, *has* and *us* are split off by the treebank, so what ends in ``'s`` is a genitive.
-    """
-    known = list(dict.fromkeys(vocabulary))
-    held = set(known)
-    pairs = [(w, w[:-2]) for w in known if len(w) > 2 and w.endswith(("'s", "’s"))]
-    both = [(w, base) for w, base in pairs if base in held]
-    return [w for w, _ in both], [base for _, base in both]
-
-
 def _lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:

@@ -22,7 +22,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+Launch = Callable[[Sequence[str], Path, IO[Any], IO[Any]], tuple[int, int | None]]
 
 DONE, STALE, TODO, UNAVAILABLE = "done", "settings changed", "to do", "not available"
 
@@ -99,6 +101,8 @@ class Engine:
         steps: In an order in which each comes after what it needs.
         places: Name → folder, for ``@name/…`` in commands.
         say: Called with one line at a time.
+        launch: Runs the arguments of a process in a folder, with what it prints and what it says
+            of errors going to two files; gives its exit status and peak memory in bytes.
     """
 
     def __init__(
@@ -107,11 +111,13 @@ class Engine:
         steps: Sequence[Step],
         places: Mapping[str, Path],
         say: Callable[[str], None] = print,
+        launch: Launch | None = None,
     ) -> None:
         self.folder = folder.resolve()
         self.steps = {step.name: step for step in steps}
         self.places = {name: path.resolve() for name, path in places.items()}
         self.say = say
+        self.launch = launch or _launch
         if len(self.steps) != len(steps):
             raise ValueError("two steps have one name")
         known: set[str] = set()
@@ -227,6 +233,7 @@ class Engine:
             start = time.monotonic()
             try:
                 memory = self._do(step)
+                self._require_made(step)
             except Failure as failure:
                 outcome.failed[name] = str(failure)
                 self.say(f"    FAILED after {duration(time.monotonic() - start)}: {failure}")
@@ -287,25 +294,22 @@ class Engine:
             printed = self.folder / f"{step.stdout}.part" if step.stdout else None
             out = printed.open("wb") if printed else None
             try:
-                process = subprocess.Popen(
-                    argv, cwd=self.folder, stdout=out or file, stderr=file,
-                    stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                )  # fmt: skip
-                memory = _wait(process)
+                status, memory = self.launch(argv, self.folder, out or file, file)
             finally:
                 if out:
                     out.close()
-        if process.returncode:
+        if status:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")[1:]
-            how = (
-                f"signal {-process.returncode}"
-                if process.returncode < 0
-                else f"exit status {process.returncode}"
-            )
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
             raise Failure(f"{how}; logs/{log.name} ends: " + " / ".join(lines[-4:]))
         if printed and step.stdout:
             printed.replace(self.folder / step.stdout)
         return memory
+
+    def _require_made(self, step: Step) -> None:
+        lost = [made for made in step.makes if not (self.folder / made).exists()]
+        if lost:
+            raise Failure(f"it ended well but did not make {', '.join(lost)}")
 
     def _finish(self, step: Step, seconds: float, memory: int | None) -> None:
         made = self._sizes(step)
@@ -378,15 +382,21 @@ class Failure(Exception):
     """A step did not end well; the message is what it said last."""
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int | None:
-    """Wait for a process, and end it if this one is told to stop; its peak memory in bytes."""
+def _launch(
+    argv: Sequence[str], folder: Path, out: IO[Any], err: IO[Any]
+) -> tuple[int, int | None]:
+    """Run a process, and end it if this one is told to stop."""
+    process = subprocess.Popen(
+        argv, cwd=folder, stdout=out, stderr=err, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
     try:
         if not hasattr(os, "wait4"):  # Windows
-            process.wait()
-            return None
+            return process.wait(), None
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return process.returncode, usage.ru_maxrss * unit
     except BaseException:
         process.terminate()
         try:

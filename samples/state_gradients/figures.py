@@ -144,7 +144,7 @@ def _properties(folder: Path, path: Path, group: str) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     drawn = 0
-    for i, (name, (_, _, of)) in enumerate(commands.PROPERTIES.items()):
+    for i, (name, (_, of)) in enumerate(commands.PROPERTIES.items()):
         said = folder / "results" / f"property-{name}.json"
         if of != group or not (folder / "steps" / f"property-{name}.json").exists():
             continue

@@ -368,19 +368,17 @@ def _classes(options: Options, main: str, sources: Mapping[str, corpora.Source])
     scale = options.scale
     why = _tags(options, main, sources) or commands.missing("classes")
     tagged = sources[main].tagged
-    tags = {tag for tags in CLASSES.values() for tag in tags}
-    tags |= {t for a, b, _ in commands.PROPERTIES.values() for t in f"{a},{b}".split(",")}
-    unions = {**CLASSES, **{t: (t,) for t in sorted(tags) if t[0] != "@"}}
+    unions = {**CLASSES, **{tag: (tag,) for tag in commands.TAGS}}
 
     def function(folder: Path) -> None:
         lexicon = None if tagged else folder / "text" / "ewt" / "lexicon.tsv"
         _write_groups(folder, folder / "text" / main, lexicon, unions)
 
-    needs = ("train-base", f"texts-{main}", *(() if tagged else ("texts-ewt",)))
+    needs = (f"texts-{main}", *(() if tagged else ("texts-ewt",)))
     groups = Step(
         "groups",
         "name the classes of words",
-        ("results/groups.toml", "results/genitive.txt", "results/non-genitive.txt"),
+        ("results/groups.toml",),
         needs,
         function=function,
         settings={"unions": unions},
@@ -392,7 +390,7 @@ def _classes(options: Options, main: str, sources: Mapping[str, corpora.Source])
         "classes",
         "analyse classes of words",
         ("results/classes.nc",),
-        (*needs, "groups"),
+        ("train-base", *needs, "groups"),
         command=commands.analyze(
             "models/base/model.onnx",
             f"text/{main}/valid.{'conllu' if tagged else 'txt'}",
@@ -402,6 +400,7 @@ def _classes(options: Options, main: str, sources: Mapping[str, corpora.Source])
             states=(CELL,),
             group_by="xpos" if tagged else "text/ewt/lexicon.tsv",
             groups="results/groups.toml",
+            keep_blocks=True,
         ),
         seconds=20 + 1.5 * (positions or there) * _position_seconds(scale, scale.hidden[1]),
         figures=("8a", "10", "11"),
@@ -413,17 +412,11 @@ def _classes(options: Options, main: str, sources: Mapping[str, corpora.Source])
 def _write_groups(
     folder: Path, text: Path, lexicon: Path | None, unions: Mapping[str, Sequence[str]]
 ) -> None:
-    """The classes that the validation text has any word of, and the genitive word pairs."""
+    """The classes that the validation text has any word of."""
     known = corpora.tags_of(text, lexicon)
     there = {name: [m for m in members if m in known] for name, members in unions.items()}
     lines = [f"{json.dumps(n)} = {json.dumps(m)}\n" for n, m in there.items() if m]
-    results = folder / "results"
-    results.mkdir(exist_ok=True)
-    (results / "groups.toml").write_text("".join(lines), encoding="utf-8")
-    vocabulary = (folder / "models" / "base" / "vocabulary.txt").read_text(encoding="utf-8")
-    pairs = corpora.genitives(vocabulary.split("\n"))
-    for name, words in zip(("genitive", "non-genitive"), pairs, strict=True):
-        (results / f"{name}.txt").write_text("\n".join([*words, ""]), encoding="utf-8")
+    (folder / "results" / "groups.toml").write_text("".join(lines), encoding="utf-8")
 
 
 def _words(options: Options, main: str) -> Step:
@@ -449,17 +442,17 @@ def _words(options: Options, main: str) -> Step:
 def _properties(options: Options, main: str, sources: Mapping[str, corpora.Source]) -> list[Step]:
     why = _tags(options, main, sources) or commands.missing("properties")
     found = []
-    for name, (a, _, group) in commands.PROPERTIES.items():
+    for name, (given, group) in commands.PROPERTIES.items():
         own = why
-        if a.startswith("@") and not sources[main].tagged:
+        if "--suffix" in given and not sources[main].tagged:
             own = f"the genitive 's is a word of its own in {main}, which has no tags to join it by"
         found.append(
             Step(
                 f"property-{name}",
                 f"property {name}",
                 (f"results/property-{name}.json",),
-                ("classes", "groups"),
-                command=commands.property_("results/classes.nc", name, CELL, "results"),
+                ("classes",),
+                command=commands.property_("results/classes.nc", name, CELL),
                 stdout=f"results/property-{name}.json",
                 seconds=30,
                 figures=("10" if group == "nouns" else "11", "table3"),
@@ -494,9 +487,7 @@ def _figures(options: Options, main: str) -> list[Step]:
         ("11", "verb properties", figures.verb_properties, ()),
     ):
         group = {"10": "nouns", "11": "verbs"}.get(figure)
-        optional = tuple(
-            f"property-{n}" for n, (_, _, g) in commands.PROPERTIES.items() if g == group
-        )
+        optional = tuple(f"property-{n}" for n, (_, g) in commands.PROPERTIES.items() if g == group)
         found.append(
             Step(
                 f"figure-{figure}",
