@@ -164,8 +164,8 @@ def whitening_scales(results: Results) -> Finding:
         "Normalised values are lower; the trend is the same",
         "4.3.2, Fig. 4a",
         "“the normalized values are lower … the qualitative trend is similar”",
-        "σ₁ whitened below σ₁ raw at every compared delay, and the decay of both slows by more than "
-        "a tenth",
+        "σ₁ whitened below σ₁ raw at every compared delay, and the decay of both slows by more "
+        "than a tenth",
     )
     if "base.c" not in results.memory or "base-raw.c" not in results.memory:
         return base
