@@ -7,7 +7,9 @@ the study lists such steps as not available.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ MNEMOSCOPE = ("-m", "mnemoscope.cli")
 # What each step asks of mnemoscope: command → options.
 _ASKS = {
     "classes": ("analyze", ("--group-by", "--groups")),
-    "words": ("words", ("--min-count", "--frequencies")),
+    "words": ("words", ("--min-count", "--max-count", "--frequencies", "--figure", "--word")),
     "properties": ("property", ("--a", "--b", "--suffix", "--group", "--json")),
 }
 
@@ -89,14 +91,29 @@ def analyze(
     return tuple(argv)
 
 
-def words(model: str, corpus: str, output: str, frequencies: str, state: str) -> tuple[str, ...]:
+def words(
+    model: str,
+    corpus: str,
+    output: str,
+    frequencies: str,
+    state: str,
+    *,
+    delays: int,
+    max_count: int | None = None,
+) -> tuple[str, ...]:
     """Arguments of Python that measure single words."""
     argv = [*MNEMOSCOPE, "words", model, corpus, "-o", output, "--min-count", "3"]
-    argv += ["--frequencies", frequencies]
-    if "--state" in (options("words") or ()):
-        argv += ["--state", state]
-    if "--quiet" in (options("words") or ()):
-        argv.append("--quiet")
+    argv += ["--frequencies", frequencies, "--state", state, "--delays", str(delays), "--quiet"]
+    if max_count is not None:
+        argv += ["--max-count", str(max_count)]
+    return tuple(argv)
+
+
+def word_curves(path: str, figure: str, chosen: Sequence[str], state: str) -> tuple[str, ...]:
+    """Arguments of Python that draw the curves and fits of some words."""
+    argv = [*MNEMOSCOPE, "words", path, "--figure", figure, "--state", state]
+    for word in chosen:
+        argv += ["--word", word]
     return tuple(argv)
 
 
@@ -132,32 +149,19 @@ def read_property(path: Path) -> dict[str, Any]:
 
 
 def read_words(path: Path, state: str) -> dict[str, Any]:
-    """What `words` wrote: arrays over words.
+    """What `words` wrote, whitened: arrays over words.
 
     ``word``, ``frequency`` (in the training text), ``sigma1`` and ``floor`` at delay 0, ``b`` and
     ``b_stderr`` of the fitted exponential (NaN where nothing was fitted).
-
-    Raises:
-        ValueError: It is not of that form.
     """
-    import xarray as xr
-
-    with xr.open_datatree(path, engine="h5netcdf") as tree:
-        node = tree[state] if state in tree.children else tree
-
-        def values(*names: str) -> Any:
-            for name in names:
-                for place in (node, tree):
-                    if name in place.variables:
-                        return place[name].values
-            raise ValueError(f"{path} has none of the variables {', '.join(names)}")
-
-        sigma1, floor = values("sigma1"), values("noise_floor", "floor")
-        return {
-            "word": values("word", "token"),
-            "frequency": values("frequency", "training_frequency", "count"),
-            "sigma1": sigma1[:, 0] if sigma1.ndim == 2 else sigma1,
-            "floor": floor[:, 0] if floor.ndim == 2 else floor,
-            "b": values("b", "rate", "decay"),
-            "b_stderr": values("b_stderr", "rate_stderr", "decay_stderr"),
-        }
+    # Not in every version of mnemoscope, so not at the top.
+    module: Any = import_module("mnemoscope.analyzer.words")
+    table = module.word_tables(module.open_words(path), states=[state])[0]
+    return {
+        "word": table.word,
+        "frequency": table.frequency,
+        "sigma1": table.sigma1[:, 0],
+        "floor": table.noise_floor[:, 0],
+        "b": table.b,
+        "b_stderr": table.b_stderr,
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -126,6 +128,37 @@ def _distribution(axes: Axes, frequency: np.ndarray, value: np.ndarray, label: s
     axes.set_xticks(bins, [f"{a:.2g}–{b:.2g}" for a, b in pairwise(edges)], rotation=30)
     axes.set(xlabel=label, ylabel="% of the words of that frequency")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_word_curves(folder: Path, path: Path) -> None:
+    """Figure 9a: σ₁ and the fitted exponential of a frequent and of a rare word.
+
+    The paper's words where both have a fit; else ``the`` and, of the words with a fit, a rare one
+    whose fit is best known.
+    """
+    from . import commands
+    from .study import CELL
+
+    words = commands.read_words(folder / "results" / "words.nc", CELL)
+    fitted = np.flatnonzero(np.isfinite(words["b"]) & (words["b"] > 0))
+    if not fitted.size:
+        raise ValueError("no word has a fit")
+    names = [str(words["word"][i]) for i in fitted]
+    frequent = "the" if "the" in names else names[int(np.argmax(words["frequency"][fitted]))]
+    rare = "congressional"
+    if rare not in names:
+        few = np.quantile(words["frequency"][fitted], 0.25)
+        rarest = [i for i in fitted if words["frequency"][i] <= few] or list(fitted)
+        error = [words["b_stderr"][i] / words["b"][i] for i in rarest]
+        rare = str(words["word"][rarest[int(np.nanargmin(error))]])
+    chosen = list(dict.fromkeys((frequent, rare)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    argv = commands.word_curves(str(folder / "results" / "words.nc"), str(temporary), chosen, CELL)
+    done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(done.stderr.strip() or f"mnemoscope words: status {done.returncode}")
+    temporary.replace(path)
 
 
 def noun_properties(folder: Path, path: Path) -> None:

@@ -33,6 +33,7 @@ class Scale:
         positions: Input positions analysed for a figure over all words; None for all.
         large_positions: The same for the large model, whose steps cost four times as much.
         class_positions: The same for classes of words.
+        word_count: Occurrences of a single word that are followed, at most; None for all.
         delays: Largest delay.
         vector_epochs: Of word2vec.
         vector_tokens: Of each training text that word2vec reads; None for all.
@@ -53,6 +54,7 @@ class Scale:
     positions: int | None
     large_positions: int | None
     class_positions: int | None
+    word_count: int | None
     delays: int
     vector_epochs: int
     vector_tokens: int | None
@@ -80,6 +82,7 @@ SCALES = {
         positions=200,
         large_positions=200,
         class_positions=None,
+        word_count=10,
         delays=42,
         vector_epochs=1,
         vector_tokens=3_000,
@@ -106,6 +109,7 @@ SCALES = {
         positions=6_000,
         large_positions=3_000,
         class_positions=None,
+        word_count=40,
         delays=50,
         vector_epochs=5,
         vector_tokens=None,
@@ -131,6 +135,7 @@ SCALES = {
         positions=40_000,
         large_positions=15_000,
         class_positions=None,
+        word_count=400,
         delays=50,
         vector_epochs=5,
         vector_tokens=None,
