@@ -899,7 +899,7 @@ def in_process(argv, folder, out, err):
             main = __import__(Path(argv[1]).stem).main
             args = argv[2:]
         with redirect_stdout(out if "b" not in out.mode else err), redirect_stderr(err):
-            main(list(args), standalone_mode=False)
+            main.main(list(args), standalone_mode=False)  # not main(): that watches a fork
     except click.ClickException as error:
         err.write(error.format_message())
         return 2, None
