@@ -843,6 +843,29 @@ def test_perplexities(sg):
     assert verdict("perplexity_order", large=99.5) == "cannot tell"
 
 
+def test_what_commands_print_is_read(sg, tmp_path):
+    row = {"delay": 0, "m": 0.5, "m_stderr": None, "m_random_high": 0.8}
+    path = tmp_path / "p.json"
+    path.write_text(
+        json.dumps({"curves": [{"rows": [row]}], "properties": [{"separability": None}]})
+    )
+    found = sg.commands.read_property(path)
+    assert (found["m"], found["band"]) == ([0.5], [0.8])
+    assert math.isnan(found["m_stderr"][0])
+    path.write_text(json.dumps({"curves": []}))
+    with pytest.raises(ValueError, match="not what mnemoscope property prints"):
+        sg.commands.read_property(path)
+    one = {"set": "N-V (2)", "types": 9, "accuracy": 0.5, "stderr": 0.1, "majority": 0.6,
+           "shuffled": None, "separable": False}  # fmt: skip
+    path.write_text(json.dumps({"sets": [one]}))
+    rows = tuple(sg.commands.read_separability(path))
+    table = sg.claims._separability_table(sg.measures.Results(separability=rows))
+    assert table[-1] == "| N-V (2) | 9 | 50.0 | 10.0 | 60.0 | – | no | 77.2 |"
+    path.write_text(json.dumps({"sets": [{}]}))
+    with pytest.raises(ValueError, match="not what mnemoscope separability prints"):
+        sg.commands.read_separability(path)
+
+
 # A whole study -------------------------------------------------------------------------------
 
 TAGGED = {

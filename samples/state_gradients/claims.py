@@ -1012,6 +1012,8 @@ def page(folder: Path, study: dict[str, Any], results: Results, images: str) -> 
     lines += [f"* *{f.claim}*: {f.rule}." for f in findings]
     lines += ["", "## Perplexities (Table 2)", ""]
     lines += _perplexity_table(results)
+    lines += ["", "## Separability of the classes (Table 3)", ""]
+    lines += _separability_table(results)
     drawn = figures.existing(folder, _CAPTIONS)
     if drawn:
         join = "" if images.endswith("-") else "/"
@@ -1069,6 +1071,36 @@ def _perplexity_table(results: Results) -> list[str]:
         length = f"{p.get('tokens', 0):,.0f} × {p.get('epochs', 0):.0f}"
         cells = [name, *(_plain(p.get(k, NAN)) for k in ("valid", "test", "unigram")), length]
         lines.append(f"| {' | '.join([*cells, row, _plain(valid), _plain(test)])} |")
+    return lines
+
+
+TABLE_3 = {
+    # beginning of the set's name: test accuracy in the paper, in per cent
+    "all": 40.8, "nouns": 72.0, "verbs": 39.6, "adjectives": 95.9, "adverbs": 94.4,
+    "N-V-Adj-Adv-Pro": 66.7, "N-V-Adj-Adv": 66.9, "N-V-Adj": 68.0, "N-V": 77.2, "N-Adj": 81.1,
+    "N-Adv": 93.4, "V-Adj": 80.7, "V-Adv": 94.2, "Adj-Adv": 86.9, "sg-pl": 88.2,
+    "common-proper": 82.0, "genitive": 89.4, "3rd": 71.5, "present - past tense": 80.0,
+    "present - past participle": 79.6,
+}  # fmt: skip
+
+
+def _separability_table(results: Results) -> list[str]:
+    if not results.separability:
+        return ["Not run."]
+    lines = [
+        "| classes | types | accuracy | error | always the largest | labels shuffled | separable | "
+        "paper |",
+        "| --- | --: | --: | --: | --: | --: | --- | --: |",
+    ]
+    for row in results.separability:
+        name = str(row["set"])
+        known = [k for k in TABLE_3 if name == k or name.startswith(f"{k} ")]
+        paper = TABLE_3[max(known, key=len)] if known else NAN
+        shares = [NAN if row[k] is None else 100 * row[k]
+                  for k in ("accuracy", "stderr", "majority", "shuffled")]  # fmt: skip
+        cells = [_cell(name), str(row["types"]), *map(_plain, shares)]
+        cells += ["yes" if row["separable"] else "no", _plain(paper)]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

@@ -21,6 +21,7 @@ MNEMOSCOPE = ("-m", "mnemoscope.cli")
 _ASKS = {
     "classes": ("analyze", ("--group-by", "--groups")),
     "words": ("words", ("--min-count", "--max-count", "--frequencies", "--figure", "--word")),
+    "table3": ("separability", ("--sets", "--json")),
     "properties": ("property", ("--a", "--b", "--suffix", "--group", "--json")),
 }
 
@@ -51,7 +52,7 @@ def options(command: str) -> frozenset[str] | None:
 
 
 def missing(what: str) -> str | None:
-    """Say what mnemoscope lacks for ``classes``, ``words`` or ``properties``; None if nothing."""
+    """Say what mnemoscope lacks for one of `_ASKS`; None if nothing."""
     command, asked = _ASKS[what]
     has = options(command)
     if has is None:
@@ -122,6 +123,25 @@ def property_(result: str, name: str, state: str) -> tuple[str, ...]:
     given, group = PROPERTIES[name]
     argv = [*MNEMOSCOPE, "property", result, *given, "--name", name, "--group", group]
     return (*argv, "--state", state, "--json", "--quiet")
+
+
+def separability(result: str) -> tuple[str, ...]:
+    """Arguments of Python that print Table 3, as JSON."""
+    return (*MNEMOSCOPE, "separability", result, "--sets", "penn", "--json", "--quiet")
+
+
+def read_separability(path: Path) -> list[dict[str, Any]]:
+    """What `separability` printed, a dictionary for each set of classes.
+
+    Raises:
+        ValueError: It is not of that form.
+    """
+    said = json.loads(path.read_text(encoding="utf-8"))
+    keys = ("set", "types", "accuracy", "stderr", "majority", "shuffled", "separable")
+    try:
+        return [{key: row[key] for key in keys} for row in said["sets"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not what mnemoscope separability prints: {error!r}") from error
 
 
 def read_property(path: Path) -> dict[str, Any]:

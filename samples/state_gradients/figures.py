@@ -63,7 +63,7 @@ def draw_classes(folder: Path, path: Path) -> None:
     ):
         rows = [[getattr(classes[n], k)[at] for n in names] for k in what]
         _bars(axes, names, *(np.array(r, float) for r in rows), label)
-    right.legend(loc="upper right", frameon=False)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", frameon=False)
     save(figure, path)
 
 

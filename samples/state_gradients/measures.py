@@ -86,6 +86,7 @@ class Results:
         classes: Class → curve.
         words: As `commands.read_words` gives them.
         properties: Name → as `commands.read_property` gives them.
+        separability: As `commands.read_separability` gives it.
         perplexity: Model → ``valid``, ``test``, ``unigram``.
         corpus: The main corpus.
         problems: What could not be read, and why.
@@ -96,6 +97,7 @@ class Results:
     words: Mapping[str, Any] | None = None
     properties: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     perplexity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    separability: tuple[Mapping[str, Any], ...] = ()
     corpus: str = "ewt"
     problems: tuple[str, ...] = ()
 
@@ -348,6 +350,12 @@ def read_results(folder: Path, corpus: str, only: Iterable[str] | None = None) -
                 properties[name] = commands.read_property(path)
             except Exception as error:
                 problems.append(f"property {name}: {error}")
+    separability: tuple[dict[str, Any], ...] = ()
+    if "table3" in done:
+        try:
+            separability = tuple(commands.read_separability(folder / "results" / "table3.json"))
+        except Exception as error:
+            problems.append(f"table3: {error}")
     perplexity: dict[str, dict[str, float]] = {}
     for step in sorted(done):
         if step.startswith("train-"):
@@ -360,4 +368,6 @@ def read_results(folder: Path, corpus: str, only: Iterable[str] | None = None) -
                     "epochs": len(config["epochs"]),
                     "tokens": config["data"]["train"]["tokens"],
                 }
-    return Results(memory, classes, words, properties, perplexity, corpus, tuple(problems))
+    return Results(
+        memory, classes, words, properties, perplexity, separability, corpus, tuple(problems)
+    )

@@ -406,7 +406,35 @@ def _classes(options: Options, main: str, sources: Mapping[str, corpora.Source])
         figures=("8a", "10", "11"),
         unavailable=why,
     )
-    return [groups, classes]
+    tags = Step(
+        "tags",
+        "count the tags of every type",
+        ("results/tags.nc",),
+        ("train-base", *needs),
+        command=commands.analyze(
+            "models/base/model.onnx",
+            f"text/{main}/valid.{'conllu' if tagged else 'txt'}",
+            "results/tags.nc",
+            delays=0,
+            states=(CELL,),
+            group_by="xpos" if tagged else "text/ewt/lexicon.tsv",
+        ),
+        seconds=30,
+        figures=("table3",),
+        unavailable=why,
+    )
+    table = Step(
+        "table3",
+        "tell classes apart by their embeddings",
+        ("results/table3.json",),
+        ("tags",),
+        command=commands.separability("results/tags.nc"),
+        stdout="results/table3.json",
+        seconds=240,
+        figures=("table3",),
+        unavailable=why or commands.missing("table3"),
+    )
+    return [groups, classes, tags, table]
 
 
 def _write_groups(
