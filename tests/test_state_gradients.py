@@ -447,6 +447,90 @@ def test_vectors_come_back(vectors, tmp_path):
     assert there.all()
 
 
+@pytest.fixture
+def train(vectors, tmp_path):
+    """Train a tiny model on made-up text, in one epoch."""
+    import word_lm
+    from click.testing import CliRunner
+
+    rng = random.Random(1)
+    text = "".join(f"{' '.join(rng.choices('abcdefg', k=6))}\n" for _ in range(120))
+    (tmp_path / "text.txt").write_text(text)
+
+    def run(*more):
+        argv = ["train", tmp_path / "text.txt", "-o", tmp_path / "run", "--embedding", "3",
+                "--hidden", "4", "--epochs", "1", "--batch", "2", "--steps", "10", "--no-export",
+                *more]  # fmt: skip
+        return CliRunner().invoke(word_lm.main, [str(a) for a in argv])
+
+    return run
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_training_begins_with_given_vectors(train, tmp_path, frozen):
+    import word_lm
+    from safetensors.torch import load_file
+
+    path = tmp_path / "v.txt"
+    path.write_text("a 1 2 3\nb -1 -2 -3\nother 0 0 0\n")
+    said = train("--embeddings", path, *(["--freeze-embeddings"] if frozen else []))
+    assert said.exit_code == 0, said.output
+    assert "2 of 9 words have a vector" in said.output
+    words = (tmp_path / "run" / "vocabulary.txt").read_text().split("\n")
+    config, _ = word_lm.read_run(tmp_path / "run")
+    begun = word_lm.initial_model(config, tmp_path / "run").embedding.weight.detach()
+    assert begun[words.index("a")].tolist() == [1, 2, 3]
+    assert begun[words.index("c")].abs().max() <= 0.05
+    trained = load_file(tmp_path / "run" / "best.safetensors")["embedding.weight"]
+    assert bool((trained == begun).all()) is frozen
+    # Going on with other vectors is refused, and leaves the run as it was.
+    before = (tmp_path / "run" / "embeddings.safetensors").read_bytes()
+    path.write_text("a 3 2 1\n")
+    frozen_too = ["--freeze-embeddings"] if frozen else []
+    said = train("--embeddings", path, *frozen_too, "--resume")
+    assert said.exit_code == 2
+    assert "another embeddings" in said.output
+    assert (tmp_path / "run" / "embeddings.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--freeze-embeddings"], "give --embeddings"),
+        (["--embeddings", "nowhere.txt"], "does not exist"),
+    ],
+)
+def test_bad_calls_of_training(train, tmp_path, arguments, message):
+    said = train(*arguments)
+    assert said.exit_code == 2
+    assert message in said.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_on_a_device_that_is_not_there(train, tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        assert train("--device", "cuda").exit_code == 0
+        assert "cuda" in train("--device", "cuda", "--resume").output
+        return
+    said = train("--device", "cuda")
+    assert said.exit_code == 2
+    assert "no CUDA device" in said.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_vectors_of_another_size_are_refused(train, tmp_path):
+    path = tmp_path / "v.txt"
+    path.write_text("a 1 2\n")
+    said = train("--embeddings", path)
+    assert said.exit_code == 2
+    assert "expected 3 (--embedding)" in said.output
+    path.write_text("zebra 1 2 3\n")
+    assert "for no word of the vocabulary" in train("--embeddings", path).output
+    assert not (tmp_path / "run").exists()
+
+
 # Verdicts ------------------------------------------------------------------------------------
 
 NAN = math.nan
