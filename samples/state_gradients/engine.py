@@ -28,6 +28,9 @@ Launch = Callable[[Sequence[str], Path, IO[Any], IO[Any]], tuple[int, int | None
 
 DONE, STALE, TODO, UNAVAILABLE = "done", "settings changed", "to do", "not available"
 
+SHORT = 30.0
+"""Seconds of a step that a time limit does not keep from being started."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -209,7 +212,8 @@ class Engine:
 
         Args:
             only: Steps or figures; none means all.
-            minutes: Start no step that is likely to end later than this; None for no limit.
+            minutes: Start no step of more than `SHORT` that is likely to end later than this; None
+                for no limit.
 
         Hold `alone` meanwhile.
         """
@@ -226,7 +230,9 @@ class Engine:
                 outcome.blocked[name] = why
                 continue
             guess = self.estimate(name)
-            if deadline is not None and time.monotonic() + guess > deadline:
+            # Figures and the page are written in any case: they show what there is.
+            late = deadline is not None and time.monotonic() + guess > deadline
+            if late and guess > SHORT:
                 outcome.left.append(name)
                 continue
             self.say(f"[{i}/{len(names)}] {name}: {step.title} (about {duration(guess)})")
