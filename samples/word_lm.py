@@ -9,7 +9,8 @@ too, ends in an ``<eos>`` that the model reads and predicts like a word.
 
 A run is a folder: ``best.safetensors`` (weights of the epoch with the lowest validation
 perplexity), ``last.safetensors`` (where ``--resume`` goes on), ``vocabulary.txt`` (one token a
-line, its id is its line number) and ``config.json`` (settings, seed, versions, one entry per
+line, its id is its line number), ``embeddings.safetensors`` (with ``--embeddings``: the vectors
+that training began with) and ``config.json`` (settings, seed, versions, one entry per
 epoch). All of it is written after every epoch, so a run may be stopped at any time.
 """
 
@@ -277,10 +278,35 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return config, vocabulary
 
 
-def initial_model(config: dict[str, Any]) -> WordLM:
-    """The run's model before training: the same seed draws the same weights."""
+def initial_model(config: dict[str, Any], folder: Path | None = None) -> WordLM:
+    """The run's model before training: the same seed draws the same weights.
+
+    Where the run was given word vectors, they take the place of the random ones, for the words
+    that had one; `use_vectors` put them into the folder.
+    """
     torch.manual_seed(config["seed"])
-    return WordLM(**config["model"])
+    model = WordLM(**config["model"])
+    if folder is not None and config.get("embeddings"):
+        given = load_file(folder / "embeddings.safetensors")
+        with torch.no_grad():
+            model.embedding.weight[given["found"]] = given["vectors"][given["found"]]
+        model.embedding.weight.requires_grad_(not config["embeddings"]["frozen"])
+    return model
+
+
+def vectors_for(
+    path: Path, vocabulary: list[str], size: int
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The vectors of the vocabulary's words, as a run's folder keeps them, and what to note."""
+    from word_vectors import read_vectors
+
+    vectors, found = read_vectors(path, {word: i for i, word in enumerate(vocabulary)}, size)
+    if not found.any():
+        raise click.UsageError(f"{path} has a vector for no word of the vocabulary.")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    tensors = {"vectors": torch.from_numpy(vectors), "found": torch.from_numpy(found)}
+    return tensors, {"file": path.name, "sha256": digest, "words": int(found.sum())}
 
 
 def exporter() -> Callable[..., Any]:
@@ -299,7 +325,7 @@ def export_run(folder: Path, path: Path, *, untrained: bool = False) -> None:
     """Write a run's best weights, or those it started from, as a memory model."""
     export = exporter()
     config, vocabulary = read_run(folder)
-    model = initial_model(config)
+    model = initial_model(config, folder)
     if not untrained:
         model.load_state_dict(load_file(folder / "best.safetensors"))
     from mnemoscope.analyzer.errors import MnemoscopeError
@@ -395,6 +421,13 @@ def main() -> None:
 @click.option("--decay", type=click.FloatRange(0, 1, min_open=True), default=0.8)
 @click.option("--flat-epochs", type=click.IntRange(min=0), default=6, help="Before the decay.")
 @click.option("--clip", type=click.FloatRange(0, min_open=True), default=5.0)
+@click.option(
+    "--embeddings",
+    type=TEXT,
+    help="Word vectors to begin with, as text of word2vec or GloVe.  [random]",
+)
+@click.option("--freeze-embeddings", is_flag=True, help="Do not train the embeddings.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--seed", type=int, default=1)
 @click.option("--resume", is_flag=True, help="Go on with the run in --output.")
 @click.option("--no-export", is_flag=True, help="Do not write model.onnx into the folder.")
@@ -417,6 +450,9 @@ def train(
     decay: float,
     flat_epochs: int,
     clip: float,
+    embeddings: Path | None,
+    freeze_embeddings: bool,
+    device: str,
     seed: int,
     resume: bool,
     no_export: bool,
@@ -428,6 +464,10 @@ def train(
     """
     if not no_export:
         exporter()  # what is missing is missed now, not after hours of training
+    if freeze_embeddings and embeddings is None:
+        raise click.UsageError("--freeze-embeddings would keep random ones; give --embeddings.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("--device cuda: PyTorch finds no CUDA device here.")
     parts = {"train": read_lines(train)}
     for name, path in (("valid", valid), ("test", test)):
         if path is not None:
@@ -478,21 +518,31 @@ def train(
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "epochs": [],
     }
-    model = initial_model(config)
-    done = _open_run(output, config, vocabulary, model) if resume else 0
     if not resume and (output / "config.json").exists():
         raise click.UsageError(f"{output} holds a run already; --resume goes on with it.")
+    vectors = {}
+    if embeddings is not None:
+        vectors, noted = vectors_for(embeddings, vocabulary, embedding)
+        config["embeddings"] = {**noted, "frozen": freeze_embeddings}
+        click.echo(f"{noted['words']:,} of {len(vocabulary):,} words have a vector")
+    if resume:
+        _check_run(output, config, vocabulary)
     output.mkdir(parents=True, exist_ok=True)
+    if vectors:
+        with replacing(output / "embeddings.safetensors") as temporary:
+            save_file(vectors, temporary)
+    model = initial_model(config, output)
+    done = _open_run(output, config, model) if resume else 0
     write_text(output / "vocabulary.txt", "".join(f"{token}\n" for token in vocabulary))
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    model.to(device)
-    ids = {name: part.to(device) for name, part in ids.items()}
+    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    config["device"] = torch.cuda.get_device_name() if where.type == "cuda" else "cpu"
+    model.to(where)
+    ids = {name: part.to(where) for name, part in ids.items()}
     sizes = ", ".join(f"{name} {len(part):,}" for name, part in ids.items())
     click.echo(
         f"{cell} {embedding}/{hidden}, {len(vocabulary):,} words, tokens: {sizes}, "
-        f"unigram perplexity {config['data']['valid']['unigram_perplexity']:,.1f}, on {device}"
+        f"unigram perplexity {config['data']['valid']['unigram_perplexity']:,.1f}, on {where}"
     )
     for name in ids.keys() - {"train"}:
         if config["data"][name]["unknown"] and not config["data"]["train"]["unknown"]:
@@ -547,17 +597,22 @@ def train(
         click.echo(f"wrote {output / 'model.onnx'}")
 
 
-def _open_run(output: Path, config: dict[str, Any], vocabulary: list[str], model: WordLM) -> int:
-    """Load the last weights and the log of a run into `model` and `config`; its epochs so far."""
+def _check_run(output: Path, config: dict[str, Any], vocabulary: list[str]) -> None:
+    """Refuse to go on with a run of other settings."""
     old, words = read_run(output)
-    for key in ("model", "seed", "training", "data"):
-        if old[key] != config[key]:
+    for key in ("model", "seed", "training", "data", "embeddings"):
+        if old.get(key) != config.get(key):
             raise click.UsageError(
-                f"{output} was trained with another {key} ({old[key]}); "
+                f"{output} was trained with another {key} ({old.get(key)}); "
                 "resume with the same text and options, or choose another --output."
             )
     if words != vocabulary:
         raise click.UsageError(f"{output} was trained with another vocabulary.")
+
+
+def _open_run(output: Path, config: dict[str, Any], model: WordLM) -> int:
+    """Load the last weights and the log of a run into `model` and `config`; its epochs so far."""
+    old, _ = read_run(output)
     last = output / "last.safetensors"
     if not last.exists():
         return 0

@@ -1,0 +1,210 @@
+"""The paper's figures, with error bars and noise floors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+_MARKERS = "os^Dv"
+FREQUENCIES = (0, 10, 50, 100, 500)
+"""Lower ends of the classes of training frequency, as in Figures 8b and 9b."""
+
+
+def draw_curves(
+    folder: Path, path: Path, title: str, shown: Mapping[str, tuple[str, str, str]]
+) -> None:
+    """Draw σ₁ and selectivity of the results that are there.
+
+    Args:
+        folder: Of the run.
+        path: Of the figure.
+        title: Above it.
+        shown: Label → step, state, normalization.
+    """
+    from mnemoscope.analyzer.plots import memory_figure
+    from mnemoscope.analyzer.result import open_result
+    from mnemoscope.analyzer.tables import curves
+
+    found = []
+    for label, (step, state, normalization) in shown.items():
+        result = folder / "results" / f"{step.removeprefix('analyze-')}.nc"
+        if (folder / "steps" / f"{step}.json").exists() and result.exists():
+            tree = open_result(result)
+            found.append((label, curves(tree, states=[state], normalization=normalization)[0]))
+    if not found:
+        raise ValueError("there is no result to draw")
+    save(memory_figure(found, title=title), path)
+
+
+def draw_classes(folder: Path, path: Path) -> None:
+    """Figure 8a: σ₁ at delay 0 and Σσ at the largest delay, by class of the input word."""
+    from .measures import read_results
+    from .study import CLASSES
+
+    classes = read_results(folder, "", only=("classes",)).classes
+    names = [name for name in CLASSES if name in classes]
+    if not names:
+        raise ValueError("the result has none of the classes")
+    names.sort(key=lambda n: -classes[n].sigma1[0])
+    last = int(classes[names[0]].delay[-1])
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, at, what, label in (
+        (left, 0, ("sigma1", "sigma1_error", "floor"), "$\\sigma_1$ at delay 0"),
+        (right, last, ("total", "total_error", "total_floor"), f"$\\Sigma\\sigma$ at delay {last}"),
+    ):
+        rows = [[getattr(classes[n], k)[at] for n in names] for k in what]
+        _bars(axes, names, *(np.array(r, float) for r in rows), label)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", frameon=False)
+    save(figure, path)
+
+
+def _bars(
+    axes: Axes, names: list[str], value: np.ndarray, error: np.ndarray, floor: np.ndarray,
+    label: str,
+) -> None:  # fmt: skip
+    at = np.arange(len(names))
+    clear = value > floor + 2 * error
+    axes.bar(
+        at, value, yerr=np.minimum(error, 0.999 * value), capsize=3, width=0.7,
+        color=[_COLORS[0] if c else "white" for c in clear], edgecolor=_COLORS[0],
+    )  # fmt: skip
+    axes.hlines(floor, at - 0.42, at + 0.42, color=_COLORS[1], linestyle=(0, (2, 1)),
+                label="noise floor")  # fmt: skip
+    axes.set_xticks(at, [n.replace("-", "-\n") for n in names], rotation=35, ha="right")
+    axes.set_ylabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    if value.min() > 0 and value.max() / value.min() > 30:
+        axes.set_yscale("log")
+
+
+def draw_words(folder: Path, path: Path) -> None:
+    """Figures 8b and 9b: training frequency against σ₁ at delay 0, and against the decay b."""
+    from .commands import read_words
+    from .study import CELL
+
+    words = read_words(folder / "results" / "words.nc", CELL)
+    frequency = np.asarray(words["frequency"], float)
+    clear = words["sigma1"] > words["floor"]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _distribution(left, frequency[clear], words["sigma1"][clear], "$\\sigma_1$ at delay 0")
+    fitted = np.isfinite(words["b"])
+    _distribution(right, frequency[fitted], words["b"][fitted], "decay $b$ per word")
+    right.legend(title="training frequency", frameon=False, fontsize="small")
+    left.set_title(f"{int(clear.sum()):,} words above their noise floor", fontsize="medium")
+    right.set_title(f"{int(fitted.sum()):,} words with a fit", fontsize="medium")
+    save(figure, path)
+
+
+def _distribution(axes: Axes, frequency: np.ndarray, value: np.ndarray, label: str) -> None:
+    """Percentage of the words of each class of frequency in bins of a value."""
+    kept = np.isfinite(value)
+    frequency, value = frequency[kept], value[kept]
+    if not value.size:
+        axes.text(0.5, 0.5, "no word to show", ha="center", transform=axes.transAxes)
+        return
+    edges = np.quantile(value, np.linspace(0, 1, 7))
+    edges = np.unique(edges)
+    if edges.size < 2:
+        edges = np.array([edges[0] - 0.5, edges[0] + 0.5])
+    bins = np.arange(edges.size - 1)
+    ends = [*FREQUENCIES[1:], np.inf]
+    for i, (low, high) in enumerate(zip(FREQUENCIES, ends, strict=True)):
+        here = value[(frequency >= low) & (frequency < high)]
+        if here.size:
+            share = np.histogram(here, edges)[0] / here.size
+            name = f"{low}–{high - 1:.0f}" if high < np.inf else f"{low} and more"
+            axes.bar(bins + (i - 2) * 0.16, 100 * share, 0.16, color=_COLORS[i],
+                     label=f"{name} ({here.size})")  # fmt: skip
+    axes.set_xticks(bins, [f"{a:.2g}–{b:.2g}" for a, b in pairwise(edges)], rotation=30)
+    axes.set(xlabel=label, ylabel="% of the words of that frequency")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_word_curves(folder: Path, path: Path) -> None:
+    """Figure 9a: σ₁ and the fitted exponential of a frequent and of a rare word.
+
+    The paper's words where both have a fit; else ``the`` and, of the words with a fit, a rare one
+    whose fit is best known.
+    """
+    from . import commands
+    from .study import CELL
+
+    words = commands.read_words(folder / "results" / "words.nc", CELL)
+    fitted = np.flatnonzero(np.isfinite(words["b"]) & (words["b"] > 0))
+    if not fitted.size:
+        raise ValueError("no word has a fit")
+    names = [str(words["word"][i]) for i in fitted]
+    frequent = "the" if "the" in names else names[int(np.argmax(words["frequency"][fitted]))]
+    rare = "congressional"
+    if rare not in names:
+        few = np.quantile(words["frequency"][fitted], 0.25)
+        rarest = [i for i in fitted if words["frequency"][i] <= few] or list(fitted)
+        error = [words["b_stderr"][i] / words["b"][i] for i in rarest]
+        rare = str(words["word"][rarest[int(np.nanargmin(error))]])
+    chosen = list(dict.fromkeys((frequent, rare)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    argv = commands.word_curves(str(folder / "results" / "words.nc"), str(temporary), chosen, CELL)
+    done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(done.stderr.strip() or f"mnemoscope words: status {done.returncode}")
+    temporary.replace(path)
+
+
+def noun_properties(folder: Path, path: Path) -> None:
+    """Figure 10a: relative memory of the properties of nouns."""
+    _properties(folder, path, "nouns")
+
+
+def verb_properties(folder: Path, path: Path) -> None:
+    """Figure 11a: relative memory of the properties of verbs."""
+    _properties(folder, path, "verbs")
+
+
+def _properties(folder: Path, path: Path, group: str) -> None:
+    from . import commands
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    drawn = 0
+    for i, (name, (_, of)) in enumerate(commands.PROPERTIES.items()):
+        said = folder / "results" / f"property-{name}.json"
+        if of != group or not (folder / "steps" / f"property-{name}.json").exists():
+            continue
+        rows = commands.read_property(said)
+        delay, m, error, band = (
+            np.asarray(rows[k], float) for k in ("delay", "m", "m_stderr", "band")
+        )
+        axes.plot(delay, m, color=_COLORS[i], marker=_MARKERS[i % 5], markevery=5, label=name)
+        axes.fill_between(delay, m - error, m + error, color=_COLORS[i], alpha=0.2, linewidth=0)
+        axes.plot(delay, band, color=_COLORS[i], linestyle=":", linewidth=1)
+        drawn += 1
+    if not drawn:
+        raise ValueError("there is no property to draw")
+    axes.set(xlabel="delay (words)", ylabel="relative memory $m$", ylim=(0, 1.02))
+    axes.legend(title="dotted: random directions", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    figure.savefig(temporary, dpi=130)
+    temporary.replace(path)
+
+
+def existing(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of some figures that were drawn."""
+    return [n for n in names if (folder / "figures" / f"{n}.png").exists()]
