@@ -6,10 +6,10 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 POSITIONS ?= 3000
 
-.PHONY: help demo test types wheel bench fuzz docs forms models synthetic clean
+.PHONY: help demo test types wheel bench fuzz docs forms models synthetic state-gradients clean
 
 help:
-	@grep -E '^[a-z]+:.*##' Makefile
+	@grep -E '^[a-z-]+:.*##' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -21,7 +21,7 @@ $(VENV)/.runtime: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.everything: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[torch,tensorflow,test]'
+	$(PIP) --editable '.[torch,tensorflow,samples,test]'
 	@touch $@ $(VENV)/.runtime
 
 demo: $(VENV)/.runtime ## compare a trained model with its untrained twin, in demo/
@@ -75,6 +75,9 @@ models: $(VENV)/.everything ## train the shipped models again
 
 synthetic: $(VENV)/.everything ## the synthetic proof at its small setting, in demo/synthetic
 	$(BIN)/python samples/synthetic/run.py --scale small -o demo/synthetic
+
+state-gradients: $(VENV)/.everything ## the paper's experiments at their small setting: an hour
+	$(BIN)/python -m samples.state_gradients --scale small --publish docs/reproduction.md
 
 clean:
 	rm -rf $(VENV) build demo dist *.egg-info

@@ -223,6 +223,7 @@ class Run:
             "model": printable(model.path.name),
             "model_sha256": model.sha256,
             "vocabulary_sha256": _vocabulary_hash(model),
+            "unknown_token": model.vocabulary.unknown if model.vocabulary else None,
             **{f"source_{k}": v for k, v in model.roles.source.items()},
             "corpus": corpus.name,
             "corpus_sha256": corpus.sha256,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ._analysis import analysis_options, check_step, in_bytes, progress_of
+from ._analysis import Finite, analysis_options, check_step, in_bytes, progress_of
 from ._lazy import example
 from ._output import check_output, output_option
 
@@ -40,6 +41,13 @@ _NAMED = 4  # classes at each end of the summary
     metavar="FILE",
     help='TOML file of classes to put together, such as nouns = ["NN", "NNS"].',
 )
+@click.option(
+    "--keep-blocks",
+    type=Finite(),
+    metavar="GB",
+    help="Room in the result for the means of each block, from which properties get their "
+    "standard errors.  [0.27]",
+)
 @analysis_options()
 def analyze(
     model: str,
@@ -51,6 +59,7 @@ def analyze(
     states: tuple[str, ...],
     group_by: str | None,
     unions: str | None,
+    keep_blocks: float | None,
     **options: Any,
 ) -> None:
     """Measure how long MODEL remembers the words of CORPUS.
@@ -84,6 +93,8 @@ def analyze(
             text,
             states=list(states) or None,
             memory=in_bytes(memory),
+            keep_blocks=in_bytes(keep_blocks),
+            scratch=os.path.dirname(os.path.realpath(output)),
             progress=progress,
             report=report,
             **options,
