@@ -93,7 +93,7 @@ def property_(
     output: str | None,
     **one: str | None,
 ) -> Report:
-    """Measure how well properties of words are remembered, from RESULT.
+    """Measure how well properties of words are remembered.
 
     A property is a direction of the embedding space: the difference of the mean embeddings of two
     classes of words, or a sum of words. First, whether a linear classifier can tell the classes

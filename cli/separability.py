@@ -54,7 +54,7 @@ def separability(
     seed: int,
     quiet: bool,
 ) -> Report:
-    """Tell classes of types in RESULT apart by logistic regression.
+    """Tell classes of types apart by their embeddings.
 
     For every set of classes: the accuracy on held-out types, next to always naming the largest
     class and to the same procedure on permuted labels. This is table 3 of Verwimp et al. 2020.

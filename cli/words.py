@@ -74,7 +74,7 @@ def words(
     normalization: str | None,
     **options: Any,
 ) -> Report:
-    """Measure what is remembered of each word type, or show what was measured.
+    """Measure what is remembered of each word type.
 
     With MODEL and CORPUS: follow each type's occurrences, fit σ₁ = a·exp(−bτ) where it stands
     above its noise floor, and write WORDS.nc. With WORDS.nc: the types that are remembered most
