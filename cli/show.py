@@ -74,7 +74,7 @@ def show(
     group: str | None,
     order: Order | None,
 ) -> Report:
-    """Print RESULT as a table: a memory curve, or classes side by side.
+    """Print a memory curve, or classes side by side.
 
     Columns of a curve: the largest singular value σ₁ of the mean gradient with its standard error,
     what it would be by chance (the noise floor), how selective the memory is (the share of the
