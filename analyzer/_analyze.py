@@ -111,6 +111,7 @@ def analyze(
         raise MnemoscopeError(
             f"The groups are those of {chosen.positions} positions; the corpus has {len(corpus)}."
         )
+    result.check_group_names(list(chosen.names))
     run = Run(
         model,
         corpus,

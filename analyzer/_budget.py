@@ -310,7 +310,7 @@ def _read_text(path: str | os.PathLike[str], shown: str) -> str:
     if len(content) > _MOST_BYTES:
         raise BudgetError(f"{expected}is larger than {_MOST_BYTES:,} bytes. Is it a budget?")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise BudgetError(f"{expected}is not UTF-8 text (line {line}).") from None

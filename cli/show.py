@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._lazy import example
-from ._output import Report, reports
+from ._output import Report, one_line, reports
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -89,7 +89,7 @@ def show(
     def render(console: Console) -> None:
         made = [f"{k} {tree.attrs[k]}" for k in _SHOWN if k in tree.attrs]
         if made:
-            console.print(", ".join(made) + "\n", soft_wrap=True)
+            console.print(one_line(", ".join(made)) + "\n", soft_wrap=True)
         for curve in found:
             _print_curve(console, curve)
         marks = {_mark(row) for row in rows}
