@@ -76,7 +76,8 @@ def check(
     Args:
         result: As `analyze` or `open_result` gives it.
         budget: As `read_budget` gives it.
-        baseline: What ``[[baseline]]`` compares with, in place of the files that it names.
+        baseline: What ``[[baseline]]`` compares with, in place of the files that it names. A
+            budget without such a table is completed by the default (`Budget.completed`).
         reference: The same for ``[[parity]]``.
         load: Gives the result for a file that a bound names, by its path; default `open_result`.
 
@@ -87,6 +88,7 @@ def check(
     """
     from .result import open_result
 
+    budget = completed(budget, result, baseline, reference)
     for rule in budget.rules:
         _check_fits(budget, rule, result, "the result")
     others: dict[str, xr.DataTree] = {}
@@ -107,6 +109,14 @@ def check(
         for state in rule.values.get("state", result.children):
             verdicts += _JUDGES[rule.kind](Subject(result, budget, rule, state, against))
     return verdicts
+
+
+def completed(
+    budget: Budget, result: xr.DataTree, baseline: xr.DataTree | None, reference: xr.DataTree | None
+) -> Budget:
+    """A budget with the defaults for the results that are given beside the one to check."""
+    both = None if baseline is None else min(t.sizes["delay"] for t in (result, baseline)) - 1
+    return budget.completed(baseline=both, reference=reference is not None)
 
 
 _ROLE = {"baseline": "baseline", "parity": "reference"}

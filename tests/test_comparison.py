@@ -534,6 +534,9 @@ class TestEdges:
         [
             ({"corpus_sha256": "d"}, "The corpora differ"),
             ({"corpus_positions": 401}, "a delay is not as much text"),
+            ({"corpus_positions": "many\x1b"}, "to A and 400 to B: a delay is not as much text"),
+            ({"corpus_positions": np.array([1, 2])}, "a delay is not as much text"),
+            ({"corpus_unknown": "many"}, '"many" tokens of the corpus are unknown to A and 1'),
             ({"corpus_unknown": 3}, "do not read the same words"),
         ],
     )
