@@ -46,7 +46,7 @@ _MEASURES = {
         "mnemoscope compare new.nc old.nc --state lstm0.c --csv > difference.csv",
         "mnemoscope compare keras.onnx torch.onnx --corpus corpus.txt --positions 2000 \\",
         "    --tolerance 1e-4",
-        "mnemoscope compare int8.onnx fp32.nc --corpus corpus.txt --method fd -o difference.png",
+        "mnemoscope compare int8.onnx fp32.nc --corpus corpus.txt --method fd --step 0.2",
     )
 )
 @click.argument("a")
