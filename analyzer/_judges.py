@@ -332,10 +332,10 @@ def _baseline(s: Subject) -> Iterator[Verdict]:
             least = math.ceil(certain * (100 - loss) / 100 - 1e-9)
             _require_reach(s, least, certain)
             horizon = _horizon_of(s, s.result, len(now.delay), 1.0)
-            its = f"baseline {certain}"
+            reached = f"baseline {certain}"
             if certain != own:
-                its += f" on as few positions as here, {own} on its own"
-            what = f" ({its}; at most {loss:g} % less)"
+                reached += f" on as few positions as here, {own} on its own"
+            what = f" ({reached}; at most {loss:g} % less)"
             yield _judge_horizon(s, horizon, least, what, note)
     for delay in s.values.get("delay", ()):
         mine, its = (

@@ -138,7 +138,7 @@ def _add_comparison_legends(
     tolerance: float | None,
 ) -> None:
     """Below each column of panels, what its lines mean."""
-    noise = {"linestyle": _DOTTED, "linewidth": 1.1}
+    noise: dict[str, Any] = {"linestyle": _DOTTED, "linewidth": 1.1}
     memory: list[tuple[Any, str]] = [
         (Line2D([], [], **_style(i), markersize=4.5), f"{which}: {_short(label)}")
         for i, (which, label) in enumerate(zip("AB", labels, strict=True))
