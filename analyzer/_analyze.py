@@ -24,7 +24,14 @@ from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError
 from .grouping import require_followed
 from .groups import Groups
-from .linearize import Linearization, Step, build_step, difference_linearization, linearize
+from .linearize import (
+    Linearization,
+    Step,
+    build_step,
+    difference_linearization,
+    linearize,
+    rounds,
+)
 from .model import MemoryModel
 from .sums import STAGED, Accumulator, Plan, Size, Sums, plan
 
@@ -35,6 +42,7 @@ Method = Literal["jvp", "fd"]
 Precision = Literal["float32", "float64"]
 
 _BLOCK_GRADIENT_LIMIT = 2**28  # bytes of the result file spent on the means of each block
+_TREADS = 0.1  # a few of the 255 treads that eight bits give a coordinate, in units of its range
 _SCALE_POSITIONS = 1000  # positions that tell how far each state coordinate ranges
 
 
@@ -112,6 +120,7 @@ def analyze(
         raise MnemoscopeError(
             f"The groups are those of {chosen.positions} positions; the corpus has {len(corpus)}."
         )
+    result.check_group_names(list(chosen.names))
     run = Run(
         model,
         corpus,
@@ -327,6 +336,7 @@ class Run:
         if self._linear is None:
             batch = None if self._provider == _runtime.CPU else 1
             if self._method == "fd":
+                self._warn_of_treads()
                 scales = _scales(self.step, self._corpus, self.embeddings, self._provider)
                 self._linear = difference_linearization(self.step, scales, self._step_width, batch)
             else:
@@ -336,6 +346,15 @@ class Run:
                               "more slowly.")  # fmt: skip
         self.attributes["method"] = self._linear.method
         return self._linear
+
+    def _warn_of_treads(self) -> None:
+        op = next((n.op_type for n in self.step.model.graph.node if rounds(n.op_type)), None)
+        if op and (self._step_width is None or self._step_width < _TREADS):
+            self._say(
+                f"Warning: {op} rounds its input, and a step of the differences that is narrower "
+                "than what it rounds to sees stairs instead of slopes. Try --step 0.1 to 0.5; "
+                "what two such steps agree on is the model's."
+            )
 
     def _products(self, linear: Linearization) -> Products | DeviceProducts:
         wanted = list(self.sizes)

@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,13 @@ from .errors import BudgetError
 
 _MOST_BYTES = 1_000_000
 _MOST_SIGMA = 6.0
+
+DEFAULT_LOSS = 10.0
+"""Per cent that a model may be worse than a baseline of which the budget says nothing."""
+DEFAULT_DELAYS = (1, 5, 10)
+"""Where σ₁ is compared with such a baseline."""
+DEFAULT_TOLERANCE = 0.01
+"""Of the mean gradients, for a reference of which the budget says nothing."""
 
 _Reader = Callable[[Any], Any]
 
@@ -170,7 +177,8 @@ class Rule:
 
     Attributes:
         kind: ``horizon``, ``sigma1``, ``selectivity``, ``baseline`` or ``parity``.
-        number: Its place among the tables of its kind, from 1.
+        number: Its place among the tables of its kind, from 1; 0 for a default, which the budget
+            does not state.
         line: Where its table begins in the file; None where that cannot be told.
         values: Key → value; `state` and `delay` are tuples.
     """
@@ -183,6 +191,8 @@ class Rule:
     @property
     def where(self) -> str:
         """The table, for messages."""
+        if not self.number:
+            return f"the default [[{self.kind}]]"
         return f"[[{self.kind}]] {self.number}" + (f" (line {self.line})" if self.line else "")
 
     @property
@@ -190,6 +200,25 @@ class Rule:
         """Every delay that the bound mentions."""
         horizon = (self.values["at_least"],) if self.kind == "horizon" else ()
         return (*self.values.get("delay", ()), *horizon)
+
+    def toothless(self) -> Iterator[str]:
+        """What of it any model, or any that remembers anything, would pass; a clause for each."""
+        v = self.values
+        if self.kind in ("sigma1", "selectivity") and v.get("at_least") == 0:
+            yield "at_least = 0 cannot fail"
+        if self.kind == "selectivity" and v.get("at_most") == 1:
+            yield "at_most = 1 cannot fail"
+        if v.get("sigma1_loss") == 100:
+            yield "sigma1_loss = 100 cannot fail"
+        horizon = {"horizon": ("at_least", 0), "baseline": ("horizon_loss", 100)}.get(self.kind)
+        if horizon and v.get(horizon[0]) == horizon[1]:
+            said = f"{horizon[0]} = {horizon[1]} "
+            if "fraction" in v:
+                yield said + "cannot fail"
+            else:
+                yield said + "fails only a state that shows nothing, not even of the last word"
+        if v.get("tolerance", 0) >= 1:
+            yield f"tolerance = {v['tolerance']:g} passes a model that remembers nothing"
 
 
 @dataclass(frozen=True)
@@ -239,6 +268,40 @@ class Budget:
         for rule in self.rules:
             require_states(self, rule, rule.values.get("state", ()), known, which)
             require_delays(self, rule, largest_delay, which)
+
+    def completed(self, *, baseline: int | None = None, reference: bool = False) -> Budget:
+        """Add default bounds for a baseline or a reference that none of the bounds is about.
+
+        Args:
+            baseline: The largest delay that the result and the baseline given both have; None
+                where no baseline is given.
+            reference: Whether a reference is given.
+        """
+        kinds = {rule.kind for rule in self.rules}
+        added = []
+        if baseline is not None and "baseline" not in kinds:
+            delays = tuple(d for d in DEFAULT_DELAYS if d <= baseline) or (0,)
+            loss = {"horizon_loss": DEFAULT_LOSS, "sigma1_loss": DEFAULT_LOSS, "delay": delays}
+            added.append(Rule("baseline", 0, None, {"name": "default", **loss}))
+        if reference and "parity" not in kinds:
+            values = {"name": "default", "tolerance": DEFAULT_TOLERANCE}
+            added.append(Rule("parity", 0, None, values))
+        return replace(self, rules=(*self.rules, *added))
+
+    def notes(self) -> list[str]:
+        """What a reader of the verdicts must know of the bounds, a sentence each."""
+        said = []
+        for rule in self.rules:
+            if not rule.number:
+                stated = ", ".join(
+                    f"{k} = {_stated(x)}" for k, x in rule.values.items() if k != "name"
+                )
+                said.append(
+                    f"{printable(self.path)} has no [[{rule.kind}]], so the default is held: "
+                    f"{stated}. Write it into the budget to choose other numbers."
+                )
+            said += [f"{place(self, rule)}: {clause}." for clause in rule.toothless()]
+        return said
 
     def beside(self, file: str) -> str:
         """The path of a file that a bound names."""
@@ -310,7 +373,7 @@ def _read_text(path: str | os.PathLike[str], shown: str) -> str:
     if len(content) > _MOST_BYTES:
         raise BudgetError(f"{expected}is larger than {_MOST_BYTES:,} bytes. Is it a budget?")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise BudgetError(f"{expected}is not UTF-8 text (line {line}).") from None
@@ -413,6 +476,10 @@ def brief(value: Any) -> str:
     except (TypeError, ValueError, RecursionError):  # dates; integers of 5,000 digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _stated(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else f"{value:g}"
 
 
 def place(budget: Budget, rule: Rule) -> str:

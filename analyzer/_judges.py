@@ -76,7 +76,8 @@ def check(
     Args:
         result: As `analyze` or `open_result` gives it.
         budget: As `read_budget` gives it.
-        baseline: What ``[[baseline]]`` compares with, in place of the files that it names.
+        baseline: What ``[[baseline]]`` compares with, in place of the files that it names. A
+            budget without such a table is completed by the default (`Budget.completed`).
         reference: The same for ``[[parity]]``.
         load: Gives the result for a file that a bound names, by its path; default `open_result`.
 
@@ -87,6 +88,7 @@ def check(
     """
     from .result import open_result
 
+    budget = completed(budget, result, baseline, reference)
     for rule in budget.rules:
         _check_fits(budget, rule, result, "the result")
     others: dict[str, xr.DataTree] = {}
@@ -107,6 +109,14 @@ def check(
         for state in rule.values.get("state", result.children):
             verdicts += _JUDGES[rule.kind](Subject(result, budget, rule, state, against))
     return verdicts
+
+
+def completed(
+    budget: Budget, result: xr.DataTree, baseline: xr.DataTree | None, reference: xr.DataTree | None
+) -> Budget:
+    """A budget with the defaults for the results that are given beside the one to check."""
+    both = None if baseline is None else min(t.sizes["delay"] for t in (result, baseline)) - 1
+    return budget.completed(baseline=both, reference=reference is not None)
 
 
 _ROLE = {"baseline": "baseline", "parity": "reference"}
@@ -266,9 +276,8 @@ def _bounds(
 def _horizon_of(s: Subject, tree: xr.DataTree, delays: int, scale: np.ndarray | float) -> Horizon:
     """The horizon of a result whose noise is `scale` times as large."""
     c = s.curve(tree)
-    sigma1, stderr, floor = (
-        x[:delays] for x in (c.sigma1, c.sigma1_stderr * scale, c.noise_floor * scale)
-    )
+    sigma1, stderr, floor = (x[:delays] for x in (c.sigma1, c.sigma1_stderr, c.noise_floor))
+    stderr, floor = stderr * scale, floor * scale
     errors = s.all_errors(tree, delays)
     fraction = s.values.get("fraction")
     if fraction is None:
@@ -304,14 +313,12 @@ def _baseline(s: Subject) -> Iterator[Verdict]:
     note = _other_corpus(s)
     now, then = s.curve(s.result), s.curve(s.other)
     if "horizon_loss" in s.values:
-        delays = min(len(now.delay), len(then.delay))
-        # A horizon above the floor belongs to a number of positions: with fewer than the baseline
-        # has, its floor and errors are what so few would show.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scale = np.sqrt(np.maximum(then.count[:delays] / now.count[:delays], 1.0))
-        if "fraction" in s.values:
-            scale = np.ones(delays)
-        certain = _horizon_of(s, s.other, delays, scale).certain
+        delays = len(then.delay)
+        own = certain = _horizon_of(s, s.other, delays, 1.0).certain
+        if "fraction" not in s.values:
+            # A horizon above the floor belongs to a number of positions: with fewer than the
+            # baseline has, its floor and errors are what so few would show.
+            certain = _horizon_of(s, s.other, delays, _fewer(now.count, then.count)).certain
         loss = s.values["horizon_loss"]
         if certain is None:
             yield s.verdict(
@@ -323,8 +330,12 @@ def _baseline(s: Subject) -> Iterator[Verdict]:
             )
         else:
             least = math.ceil(certain * (100 - loss) / 100 - 1e-9)
+            _require_reach(s, least, certain)
             horizon = _horizon_of(s, s.result, len(now.delay), 1.0)
-            what = f" (baseline {certain}, at most {loss:g} % less)"
+            reached = f"baseline {certain}"
+            if certain != own:
+                reached += f" on as few positions as here, {own} on its own"
+            what = f" ({reached}; at most {loss:g} % less)"
             yield _judge_horizon(s, horizon, least, what, note)
     for delay in s.values.get("delay", ()):
         mine, its = (
@@ -336,12 +347,42 @@ def _baseline(s: Subject) -> Iterator[Verdict]:
         yield s.verdict(
             f"σ₁ at delay {delay} at most {loss:g} % below the baseline's",
             _verdicts.at_least(estimate, 1 - loss / 100, s.errors(delay, s.result, s.other)),
-            f"{100 * (estimate.value - 1):+.2g} ± {100 * estimate.stderr:.1g} % "
+            f"{_percent(estimate.value - 1, estimate.stderr)} "
             f"({mine.value:.4g}, baseline {its.value:.4g})",
             estimate.value,
             estimate.stderr,
             note,
         )
+
+
+def _fewer(now: np.ndarray, then: np.ndarray) -> np.ndarray:
+    """``[delay]`` of the baseline: by how much its noise grows with as few positions as now.
+
+    Beyond the result's delays the last of them stands for all.
+    """
+    delays = min(len(now), len(then))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.sqrt(np.maximum(then[:delays] / now[:delays], 1.0))
+    return np.pad(scale, (0, len(then) - delays), mode="edge")
+
+
+def _require_reach(s: Subject, least: int, certain: int) -> None:
+    most = s.result.sizes["delay"] - 1
+    if least > most:
+        raise BudgetError(
+            f"{place(s.budget, s.rule)}: horizon_loss: the baseline's horizon of {s.state} is "
+            f"certain to delay {certain}, so that the result must reach {least}; it has the delays "
+            f"0 to {most}. Analyse with --delays {certain} or more."
+        )
+
+
+def _percent(share: float, stderr: float) -> str:
+    """A share with its error in per cent, without exponents: two digits of the error."""
+    share, stderr = 100 * share, 100 * stderr
+    digits = 1
+    if math.isfinite(stderr) and stderr > 0:
+        digits = min(max(1 - math.floor(math.log10(stderr)), 0), 6)
+    return f"{share:+.{digits}f} ± {stderr:.{digits}f} %"
 
 
 def _other_corpus(s: Subject) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ._budget import ANALYSIS, RULES, Budget, Rule, read_budget
 from ._draft import draft
-from ._judges import Verdict, check
+from ._judges import Verdict, check, completed
 
 __all__ = [
     "ANALYSIS",
@@ -16,6 +16,7 @@ __all__ = [
     "Rule",
     "Verdict",
     "check",
+    "completed",
     "draft",
     "read_budget",
 ]

@@ -335,21 +335,27 @@ def _notes(a: xr.DataTree, b: xr.DataTree, delays: int) -> list[str]:
         )
     elif _differ(a, b, "corpus_positions"):
         notes.append(
-            f"The same corpus is {a.attrs['corpus_positions']:,} tokens to A and "
-            f"{b.attrs['corpus_positions']:,} to B: a delay is not as much text for both."
+            f"The same corpus is {_count(a, 'corpus_positions')} tokens to A and "
+            f"{_count(b, 'corpus_positions')} to B: a delay is not as much text for both."
         )
     elif _differ(a, b, "corpus_unknown"):
         notes.append(
-            f"{a.attrs['corpus_unknown']:,} tokens of the corpus are unknown to A and "
-            f"{b.attrs['corpus_unknown']:,} to B: the models do not read the same words."
+            f"{_count(a, 'corpus_unknown')} tokens of the corpus are unknown to A and "
+            f"{_count(b, 'corpus_unknown')} to B: the models do not read the same words."
         )
     return notes
+
+
+def _count(tree: xr.DataTree, attribute: str) -> str:
+    value = tree.attrs[attribute]
+    whole = isinstance(value, int | np.integer)
+    return f"{int(value):,}" if whole else brief(str(value))  # a file may hold anything
 
 
 def _differ(a: xr.DataTree, b: xr.DataTree, attribute: str) -> bool:
     """Whether both results state an attribute, each another."""
     x, y = a.attrs.get(attribute), b.attrs.get(attribute)
-    return x is not None and y is not None and x != y
+    return x is not None and y is not None and not np.array_equal(x, y)
 
 
 def _space(a: xr.DataTree, b: xr.DataTree, basis: Basis) -> tuple[str | None, str | None]:

@@ -62,8 +62,8 @@ def memory_figure(
     figure = Figure(figsize=(width, 0.48 * width), layout="constrained")
     memory, share = figure.subplots(1, 2)
     for i, (_, curve) in enumerate(curves):
-        _draw_memory(memory, curve, i)
-        _draw_selectivity(share, curve, i)
+        _draw_memory(memory, curve, i, len(curves))
+        _draw_selectivity(share, curve, i, len(curves))
     _finish(memory, curves)
     normalizations = list(dict.fromkeys(c.normalization for _, c in curves))
     units = "; ".join(_UNITS[n] for n in normalizations)
@@ -88,7 +88,8 @@ def comparison_figure(
 ) -> Figure:
     """Draw a comparison, one row of three panels for each state.
 
-    Left: σ₁ of both as `memory_figure` draws it. Middle, on a logarithmic axis: the relative
+    A panel that no state has anything for is left out, and each has a legend of its own. Left: σ₁
+    of both as `memory_figure` draws it. Middle, on a logarithmic axis: the relative
     difference of the mean gradients with a band of one standard error (what noise alone would
     make it as a thin dotted line) and the size of that of σ₁; delays at which the two differ
     beyond noise are shaded. Right: the angle between the best remembered directions and the
@@ -102,12 +103,13 @@ def comparison_figure(
         width: Of the figure, in inches.
     """
     states = comparison.states
-    figure = Figure(figsize=(width, 0.6 + 3.2 * len(states)), layout="constrained")
-    panels = figure.subplots(len(states), 3, squeeze=False)
-    for (memory, apart, angle), state in zip(panels, states, strict=True):
+    angles = not all(s.no_angles for s in states)
+    figure = Figure(figsize=(width, 0.9 + 3.3 * len(states)), layout="constrained")
+    panels = figure.subplots(len(states), 2 + angles, squeeze=False)
+    for (memory, apart, *rest), state in zip(panels, states, strict=True):
         both = [(labels[0], state.curve_a), (labels[1], state.curve_b)]
         for i, (_, curve) in enumerate(both):
-            _draw_memory(memory, curve, i)
+            _draw_memory(memory, curve, i, 2)
         _finish(memory, both)
         name = state.a if state.a == state.b else f"{state.a} = {state.b}"
         memory.set_title(_literal(f"{name}: memory"))
@@ -116,13 +118,18 @@ def comparison_figure(
             fontsize="small",
         )
         _draw_differences(apart, state, tolerance)
-        _draw_angles(angle, state)
-        for axes in (memory, apart, angle):
+        for angle in rest:
+            _draw_angles(angle, state)
+        for axes in (memory, apart, *rest):
             axes.set_xlabel("delay (words)")
             axes.grid(True, which="major", linewidth=0.5, alpha=0.35)
             axes.spines[["top", "right"]].set_visible(False)
             axes.margins(x=0.02)
-    _add_comparison_legends(figure, states, labels, tolerance)
+    _add_comparison_legends(panels, states, labels, tolerance)
+    if not angles:
+        whys = dict.fromkeys(_literal(str(s.no_angles)) for s in states)
+        said = textwrap.fill(f"Directions are not compared: {'; '.join(whys)}.", 110)
+        figure.supxlabel(said, fontsize="small", color="0.35")
     return figure
 
 
@@ -260,33 +267,61 @@ def _add_class_legends(
 
 
 def _add_comparison_legends(
-    figure: Figure,
+    panels: np.ndarray,
     states: Sequence[StateComparison],
     labels: tuple[str, str],
     tolerance: float | None,
 ) -> None:
-    names = [f"{which}: {_literal(x)}" for which, x in zip("AB", labels, strict=True)]
-    handles: list[Any] = [Line2D([], [], **_style(i), markersize=4.5) for i in range(2)]
-    if any(s.differs.any() for s in states):
-        handles.append(Patch(facecolor=_SHADE, linewidth=0))
-        names.append("differ beyond noise")
-    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
-    keys: list[tuple[Any, str]] = [
-        (Line2D([], [], **_DIFFERENCE), "mean gradients; best direction"),
-        (Line2D([], [], **_SECOND), "$\\sigma_1$; best five directions"),
-        (
-            Line2D([], [], color="0.35", linestyle=_DOTTED, linewidth=1.1),
-            "noise floor; what noise alone shows; two halves of one corpus",
-        ),
+    """Below each column of panels, what its lines mean."""
+    noise: dict[str, Any] = {"linestyle": _DOTTED, "linewidth": 1.1}
+    memory: list[tuple[Any, str]] = [
+        (Line2D([], [], **_style(i), markersize=4.5), f"{which}: {_short(label)}")
+        for i, (which, label) in enumerate(zip("AB", labels, strict=True))
     ]
+    memory.append((Line2D([], [], color="0.35", **noise), "their noise floors"))
+    if not all(c.clear.all() for s in states for c in (s.curve_a, s.curve_b)):
+        memory.append((_hollow(), "not clear of the floor"))
+    apart: list[tuple[Any, str]] = []
+    if any(s.measure == "gradient" for s in states):
+        apart.append((Line2D([], [], **_DIFFERENCE), "mean gradients"))
+        dotted = Line2D([], [], color=_DIFFERENCE["color"], **noise)
+        apart.append((dotted, "the same by noise alone"))
+    apart.append((Line2D([], [], **_SECOND), "$\\sigma_1$"))
+    if any(s.differs.any() for s in states):
+        apart.append((Patch(facecolor=_SHADE, linewidth=0), "differ beyond noise"))
     if tolerance is not None:
-        keys.append((Line2D([], [], color="0.2", linewidth=1.0), f"tolerance {tolerance:g}"))
-    figure.legend(
-        *zip(*keys, strict=True),
-        loc="outside lower center",
-        ncols=len(keys),
-        frameon=False,
-        fontsize="small",
+        apart.append((Line2D([], [], color="0.2", linewidth=1.0), f"tolerance {tolerance:g}"))
+    angle = [
+        (Line2D([], [], **_DIFFERENCE), "best direction"),
+        (Line2D([], [], **_SECOND), "best five directions"),
+        (Line2D([], [], color="0.35", **noise), "the same of two halves of one corpus"),
+    ]
+    columns = (memory, apart, angle)
+    for axes, keys in zip(panels[-1], columns[: panels.shape[1]], strict=True):
+        axes.legend(
+            *zip(*keys, strict=True),
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.2),
+            ncols=2 if len(keys) > 3 else 1,
+            frameon=False,
+            fontsize="small",
+        )
+
+
+def _short(label: str) -> str:
+    return _literal(label if len(label) <= 30 else f"…{label[-29:]}")
+
+
+def _hollow() -> Line2D:
+    return Line2D(
+        [],
+        [],
+        linestyle="none",
+        marker="o",
+        markersize=3.6,
+        markerfacecolor="none",
+        markeredgecolor="0.35",
+        alpha=0.6,
     )
 
 
@@ -358,7 +393,16 @@ def _every(curve: Curve) -> int:
     return max(1, len(curve.delay) // 17)
 
 
-def _draw_memory(axes: Axes, curve: Curve, i: int) -> None:
+def _marked(curve: Curve, i: int, curves: int) -> list[int]:
+    """Where curve i of so many has markers: between those of the others, which may coincide."""
+    n = len(curve.delay)
+    every = max(_every(curve), min(curves, n))
+    clear = np.concatenate([[False], curve.clear, [False]])
+    alone = clear[1:-1] & ~clear[:-2] & ~clear[2:]  # no line leads there
+    return [t for t in range(n) if t % every == i % every or alone[t]]
+
+
+def _draw_memory(axes: Axes, curve: Curve, i: int, curves: int) -> None:
     style = _style(i)
     color = style["color"]
     below = ~curve.clear
@@ -369,7 +413,7 @@ def _draw_memory(axes: Axes, curve: Curve, i: int) -> None:
         np.where(below, np.nan, shown),
         **style,
         markersize=4.5,
-        markevery=_every(curve),
+        markevery=_marked(curve, i, curves),
         linewidth=1.6,
         zorder=3,
     )
@@ -400,7 +444,7 @@ def _draw_memory(axes: Axes, curve: Curve, i: int) -> None:
     )
 
 
-def _draw_selectivity(axes: Axes, curve: Curve, i: int) -> None:
+def _draw_selectivity(axes: Axes, curve: Curve, i: int, curves: int) -> None:
     style = _style(i)
     solid = curve.clear
     for values, stderr, strong in (
@@ -414,7 +458,7 @@ def _draw_selectivity(axes: Axes, curve: Curve, i: int) -> None:
             np.where(solid, values, np.nan),
             **look,
             markersize=4.5,
-            markevery=_every(curve),
+            markevery=_marked(curve, i, curves),
             linewidth=width,
             alpha=alpha,
             zorder=3,
@@ -461,17 +505,7 @@ def _add_legends(figure: Figure, curves: Sequence[tuple[str, Curve]], title: str
         (Line2D([], [], **grey, linestyle=_DOTTED, linewidth=1.1), "noise floor"),
     ]
     if not all(c.clear.all() for _, c in curves):
-        hollow = Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            markersize=3.6,
-            markerfacecolor="none",
-            markeredgecolor="0.35",
-            alpha=0.6,
-        )
-        keys.append((hollow, "within 2 standard errors of it, or below"))
+        keys.append((_hollow(), "within 2 standard errors of it, or below"))
     keys += [
         (Line2D([], [], **grey, linewidth=1.6), "$\\sigma_1/\\Sigma\\sigma$"),
         (

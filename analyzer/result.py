@@ -89,6 +89,20 @@ def check_state_names(names: list[str]) -> None:
             )
 
 
+def check_group_names(names: list[str]) -> None:
+    """Refuse names of groups that no report could print.
+
+    Raises:
+        ResultError: A name is empty, or holds a character that cannot be printed.
+    """
+    for name in names:
+        if not _printable(name):
+            raise ResultError(
+                f"A result cannot hold a group named {name!r}: a name must be of printable "
+                "characters and not empty. Give the group another name."
+            )
+
+
 def _printable(name: str) -> bool:
     """Whether a report can print a name: a line break could begin a command of a terminal."""
     return name.isprintable() and bool(name.strip())

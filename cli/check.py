@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from mnemoscope.analyzer.errors import MnemoscopeError
 
 from ._analysis import analysis_options, check_step, in_bytes, is_result, progress_of
 from ._lazy import example
-from ._output import Report, check_output, reports
+from ._output import Report, check_output, one_line, reports
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,16 +31,30 @@ _STYLES = {"passed": "", "failed": "bold red", "undecided": "yellow"}
 )
 @click.argument("model_or_result")
 @click.option("--budget", metavar="FILE", help="What must hold (TOML; see docs/check.md).")
-@click.option("--baseline", metavar="FILE", help="Result or model for [[baseline]].")
-@click.option("--reference", metavar="FILE", help="Result or model for [[parity]].")
+@click.option(
+    "--baseline",
+    metavar="FILE",
+    help="Result or model for [[baseline]]; a budget without it allows a loss of 10 %.",
+)
+@click.option(
+    "--reference",
+    metavar="FILE",
+    help="Result or model for [[parity]]; a budget without it tolerates 0.01.",
+)
 @click.option("--corpus", metavar="FILE", help="Text to analyse a model on.")
 @click.option(
     "--write-budget", metavar="FILE", help="Draft a budget that passes, instead of checking one."
 )
+@click.option("--force", is_flag=True, help="Let --write-budget replace a file.")
 @click.option("--strict", is_flag=True, help="Fail on what is undecided too.")
 @click.option("--junit", metavar="FILE", help="Write a JUnit XML report here.")
 @click.option("--github", is_flag=True, help="Print annotations for a GitHub workflow.")
-@click.option("--state", "states", multiple=True, help="State to follow; may be repeated.  [all]")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    help="Check, or draft for, this state only; may be repeated.",
+)
 @analysis_options(delays="the largest that the budget mentions", positions=f"{_POSITIONS:,}")
 @reports("json")
 def check(
@@ -49,9 +64,11 @@ def check(
     reference: str | None,
     corpus: str | None,
     write_budget: str | None,
+    force: bool,
     strict: bool,
     junit: str | None,
     github: bool,
+    states: tuple[str, ...],
     quiet: bool,
     **options: Any,
 ) -> Report:
@@ -63,9 +80,10 @@ def check(
     analysed already. Exit status: 0 passed, 1 failed, 2 the input or the call is wrong.
     """
     _check_call(budget, write_budget, strict, junit, github)
+    _check_force(write_budget, force)
     from mnemoscope.analyzer import budget as budgets
 
-    given = {k: v for k, v in options.items() if v not in (None, ())}
+    given = {k: v for k, v in options.items() if v is not None}
     extra = [*given, *(["corpus"] if corpus else [])]
     files = [f for f in (model_or_result, budget, baseline, reference, corpus) if f]
     for output in (junit, write_budget):
@@ -79,26 +97,24 @@ def check(
     read = budgets.read_budget(budget) if budget else None
     if junit and read:
         check_output(junit, inputs=_named_files(read))
-    load = _Loader(corpus, given, read, quiet)
+    if states and read:
+        _check_states(states, read)
+    load = _Loader(corpus, given, states, read, quiet)
     models = [f for f in (model_or_result, baseline, reference) if f and not is_result(f)]
     if extra and not models and not (read and _names_models(read)):
-        named = ", ".join("--state" if name == "states" else f"--{name}" for name in extra)
+        named = ", ".join(f"--{name}" for name in extra)
         raise click.UsageError(
             f"{named} belong(s) to the analysis of a model, and {model_or_result} is a result."
         )
     before = {f: load(f) for f in (baseline, reference) if f and is_result(f)}
     load.match(read, before.get(baseline or ""), before.get(reference or ""))
-    tree = load(model_or_result)
+    tree = _only(load(model_or_result), states, model_or_result)
     if write_budget:
-        return _write_draft(budgets.draft(tree, source=model_or_result), write_budget)
+        return _write_draft(budgets.draft(tree, source=model_or_result), write_budget, quiet)
     assert read is not None
-    verdicts = budgets.check(
-        tree,
-        read,
-        baseline=load(baseline) if baseline else None,
-        reference=load(reference) if reference else None,
-        load=load,
-    )
+    others = [load(f) if f else None for f in (baseline, reference)]
+    read = budgets.completed(read, tree, *others)
+    verdicts = budgets.check(tree, read, baseline=others[0], reference=others[1], load=load)
     failing = {"failed", "undecided"} if strict else {"failed"}
     if junit:
         from ._junit import write_junit
@@ -112,11 +128,17 @@ def check(
         "strict": strict,
         "passed": passed,
         "counts": {s: sum(v.status == s for v in verdicts) for s in _STYLES},
+        "notes": read.notes(),
         "verdicts": [_plain(v) for v in verdicts],
     }
 
     def render(console: Console) -> None:
-        _print_table(console, verdicts)
+        if not quiet:
+            _print_table(console, verdicts, read.notes())
+        else:
+            for v in verdicts:
+                if v.status in failing:
+                    click.echo(f"{v.name}: {v.message}.", err=True)
         if github:
             for line in github_annotations(verdicts, read.path, failing):
                 click.echo(line)
@@ -139,6 +161,35 @@ def _check_call(
         raise click.UsageError(f"--write-budget checks nothing; leave out {', '.join(asked)}.")
 
 
+def _check_force(write_budget: str | None, force: bool) -> None:
+    if force and not write_budget:
+        raise click.UsageError("--force belongs to --write-budget; nothing else replaces a file.")
+    if write_budget and not force and os.path.exists(write_budget):
+        raise MnemoscopeError(
+            f"{write_budget} is there already, and may have been edited: name another file, or "
+            "add --force to replace it."
+        )
+
+
+def _check_states(states: tuple[str, ...], budget: Budget) -> None:
+    for rule in budget.rules:
+        for name in rule.values.get("state", ()):
+            if name not in states:
+                raise click.UsageError(
+                    f"--state leaves out {name}, which {rule.where} of the budget is about. Name "
+                    "it too, or leave --state out."
+                )
+
+
+def _only(tree: xr.DataTree, states: tuple[str, ...], path: str) -> xr.DataTree:
+    """A result with the states that are asked for; with all where none is."""
+    known = list(tree.children)
+    for name in states:
+        if name not in known:
+            raise MnemoscopeError(f"{path} has no state {name!r}; it has {', '.join(known)}.")
+    return tree.drop_nodes([n for n in known if n not in states]) if states else tree
+
+
 def _named_files(budget: Budget) -> list[str]:
     """The paths of the files that the bounds name."""
     return [budget.beside(r.values["file"]) for r in budget.rules if "file" in r.values]
@@ -152,15 +203,19 @@ class _Loader:
     """Reads results and analyses models, each once, all in one way."""
 
     def __init__(
-        self, corpus: str | None, given: dict[str, Any], budget: Budget | None, quiet: bool
+        self,
+        corpus: str | None,
+        given: dict[str, Any],
+        states: tuple[str, ...],
+        budget: Budget | None,
+        quiet: bool,
     ) -> None:
         self._corpus, self._quiet, self._budget = corpus, quiet, budget
         stated = dict(budget.analysis) if budget else {}
         if given.get("method") == "jvp" and "step" not in given:
             stated.pop("step", None)
         self._options = {"positions": _POSITIONS, **stated, **given}
-        if "states" not in self._options and budget and budget.states:
-            self._options["states"] = budget.states
+        self._states = list(states) or (budget.states if budget else None)
         check_step(self._options.get("step"), self._options.get("method"))
         self._done: dict[str, xr.DataTree] = {}
 
@@ -172,7 +227,8 @@ class _Loader:
             return
         # A horizon is compared over the baseline's delays; a sample's places depend on them.
         wanted = [budget.largest_delay]
-        for rule in budget.rules:
+        both = baseline is not None, reference is not None
+        for rule in budget.completed(baseline=0 if both[0] else None, reference=both[1]).rules:
             other: xr.DataTree | None = None
             if rule.kind == "parity" or "horizon_loss" in rule.values:
                 other = reference if rule.kind == "parity" else baseline
@@ -210,12 +266,12 @@ class _Loader:
             names = [s.name for s in opened.roles.states]
             self._budget.require(names, 50 if delays is None else delays, "the model")
         corpus = read_corpus(self._corpus, opened.vocabulary, level=options.pop("level", None))
-        memory, states = options.pop("memory", None), options.pop("states", None)
+        memory = options.pop("memory", None)
         with progress_of(self._quiet) as (progress, report):
             return analyze(
                 opened,
                 corpus,
-                states=list(states) if states else None,
+                states=self._states,
                 memory=in_bytes(memory),
                 progress=progress,
                 report=report,
@@ -223,13 +279,13 @@ class _Loader:
             )
 
 
-def _write_draft(text: str, path: str) -> Report:
+def _write_draft(text: str, path: str, quiet: bool) -> Report:
     from mnemoscope.analyzer._files import replacing
 
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     said = f"Written to {path}; next: mnemoscope check MODEL_OR_RESULT --budget {path}"
-    return Report({"written": path}, lambda console: click.echo(said))
+    return Report({"written": path}, lambda console: None if quiet else click.echo(said))
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:
@@ -249,7 +305,7 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _print_table(console: Console, verdicts: list[Verdict]) -> None:
+def _print_table(console: Console, verdicts: list[Verdict], notes: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -269,6 +325,8 @@ def _print_table(console: Console, verdicts: list[Verdict]) -> None:
     for v in verdicts:
         if v.note:
             console.print(Text(f"{v.status}: {v.name}: {v.note}."), soft_wrap=True)
+    for note in notes:
+        console.print(f"Note: {one_line(note)}", soft_wrap=True)
     counts = {s: sum(v.status == s for v in verdicts) for s in _STYLES}
     console.print(", ".join(f"{n} {s}" for s, n in counts.items() if n) + ".")
 

@@ -46,7 +46,7 @@ _MEASURES = {
         "mnemoscope compare new.nc old.nc --state lstm0.c --csv > difference.csv",
         "mnemoscope compare keras.onnx torch.onnx --corpus corpus.txt --positions 2000 \\",
         "    --tolerance 1e-4",
-        "mnemoscope compare int8.onnx fp32.nc --corpus corpus.txt --method fd -o difference.png",
+        "mnemoscope compare int8.onnx fp32.nc --corpus corpus.txt --method fd --step 0.2",
     )
 )
 @click.argument("a")
@@ -157,6 +157,10 @@ def compare(
             figure.savefig(temporary, dpi=150)
 
     def render(console: Console) -> None:
+        if quiet:
+            if passed is False:
+                click.echo(_verdict(found, tolerance, passed), err=True)
+            return
         for which, path, tree in zip("AB", (a, b), trees, strict=True):
             made = ", ".join(f"{k} {tree.attrs[k]}" for k in _MADE if k in tree.attrs)
             console.print(f"{which}: {path} ({one_line(made)})", soft_wrap=True)
@@ -167,7 +171,7 @@ def compare(
         console.print()
         for state in found.states:
             _print_state(console, state, found, all_delays)
-        _print_verdict(console, found, tolerance, passed)
+        console.print(_verdict(found, tolerance, passed), soft_wrap=True)
         if output is not None:
             console.print(f"Written to {output}.", soft_wrap=True)
 
@@ -453,13 +457,10 @@ def _said(state: StateComparison) -> str:
     return f"{first}, at {count} of {tested} ({test})."
 
 
-def _print_verdict(
-    console: Console, found: Comparison, tolerance: float | None, passed: bool | None
-) -> None:
+def _verdict(found: Comparison, tolerance: float | None, passed: bool | None) -> str:
     needed = found.tolerance
     if math.isnan(needed):
-        console.print("Nothing could be compared: no delay has derivatives in both.")
-        return
+        return "Nothing could be compared: no delay has derivatives in both."
     worst = max((s for s in found.states if not math.isnan(s.tolerance)), key=lambda s: s.tolerance)
     where = f"{_MEASURES[worst.measure]}, {worst.a} at delay {worst.worst}"
     if math.isinf(needed):
@@ -469,7 +470,7 @@ def _print_verdict(
     if passed is not None:
         verdict = "Passed" if passed else "Failed"
         said = f"{verdict} at --tolerance {tolerance:g}. {said}"
-    console.print(said, soft_wrap=True)
+    return said
 
 
 def _rounded_up(value: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -28,7 +29,15 @@ class _Root(LazyGroup):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run as a program, in a process that is watched; `main` runs in this one."""
-        return guarded(lambda: self.main(*args, **kwargs))
+
+        def work() -> Any:
+            try:
+                return self.main(*args, **kwargs)
+            except Exception:  # a defect of this program: status 1 would say that a check failed
+                traceback.print_exc()
+                sys.exit(2)
+
+        return guarded(work)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; show a user's mistake without a traceback."""

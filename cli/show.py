@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._lazy import example
-from ._output import Report, reports
+from ._output import Report, one_line, reports
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -177,7 +177,7 @@ def _classes(
 def _print_made(console: Console, tree: xr.DataTree) -> None:
     made = [f"{k} {tree.attrs[k]}" for k in _SHOWN if k in tree.attrs]
     if made:
-        console.print(", ".join(made) + "\n", soft_wrap=True)
+        console.print(one_line(", ".join(made)) + "\n", soft_wrap=True)
 
 
 def _print_footnotes(console: Console, footnotes: dict[str, str], marks: set[str]) -> None:

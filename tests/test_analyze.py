@@ -281,3 +281,10 @@ print(run({v}, {e}, {h}, {delays}, 90, **{options}), (peak() - before) / 2**20)
         estimate = float(estimate) * {"MiB": 1, "GiB": 1024}[unit]
         assert 40 < float(taken) < estimate + 15  # arenas of the allocators
         assert estimate < 5 * float(taken)
+
+
+@pytest.mark.parametrize("name", ["", " ", "x\n::error::y", "a\x1b[31m"])
+def test_groups_that_a_result_could_not_be_read_with_are_refused(model, name):
+    groups = Groups.from_masks({name: np.ones(100, bool)})
+    with pytest.raises(MnemoscopeError, match="cannot hold a group named"):
+        analyze(model, stream(100), delays=2, groups=groups)

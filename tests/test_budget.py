@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 from mnemoscope.analyzer import _verdicts, check, compare, read_budget
 from mnemoscope.analyzer._draft import _below
+from mnemoscope.analyzer._judges import _percent
 from mnemoscope.analyzer.budget import ANALYSIS, RULES, draft
 from mnemoscope.analyzer.comparison import recorded_options
 from mnemoscope.analyzer.errors import BudgetError, ResultError
@@ -296,6 +297,40 @@ def test_fewer_positions_than_the_baseline_had_are_no_loss(budget):
         few, many_ = (planted(decaying(0.5), 0.02, rng, n) for n in (N, 20 * N))
         (verdict,) = check(few, asked, baseline=many_)
         assert verdict.status != "failed"
+        if seed == 0:  # what the baseline's own check says of it is told too
+            (its,) = check(many_, budget("[[horizon]]\nat_least = 0"))
+            own = re.search(r"certainly (\d+)", its.found)[1]
+            assert f"on as few positions as here, {own} on its own;" in verdict.what
+
+
+def test_fewer_delays_and_fewer_positions_than_the_baseline(budget):
+    few, many_ = (planted(decaying(0.5), 0.02, np.random.default_rng(0), n) for n in (N, 20 * N))
+    (whole,) = check(few, budget("[[baseline]]\nhorizon_loss = 50"), baseline=many_)
+    least = int(re.search(r"≥ (\d+)", whole.what)[1])
+    (cut,) = check(
+        few.isel(delay=slice(least + 1)), budget("[[baseline]]\nhorizon_loss = 50"), baseline=many_
+    )
+    assert cut.what == whole.what
+    with pytest.raises(
+        BudgetError, match=f"must reach {least}; it has the delays 0 to {least - 1}"
+    ):
+        check(few.isel(delay=slice(least)), budget("[[baseline]]\nhorizon_loss = 50"),
+              baseline=many_)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("share", "stderr", "said"),
+    [
+        (0.12, 0.1, "+12 ± 10 %"),
+        (0.1234, 0.0234, "+12.3 ± 2.3 %"),
+        (-0.5, 3.21, "-50 ± 321 %"),
+        (0.0, 0.0, "+0.0 ± 0.0 %"),
+        (1e-5, 2e-6, "+0.00100 ± 0.00020 %"),
+        (math.nan, math.nan, "+nan ± nan %"),
+    ],
+)
+def test_plain_per_cent(share, stderr, said):
+    assert _percent(share, stderr) == said
 
 
 @pytest.mark.parametrize("own", [0.0005, 0.003])
@@ -414,9 +449,12 @@ def test_a_bound_is_about_one_group_in_both_files(budget):
     rng = np.random.default_rng(0)
     all_, x = planted(decaying(0.3), 0.001, rng), planted(1.4 * decaying(0.3), 0.001, rng)
     a, b = grouped(("all", "x"), all_, x), grouped(("x", "all"), x, all_)
-    for kind in ("[[parity]]\ntolerance = 1e-9", "[[baseline]]\nsigma1_loss = 0\ndelay = 0"):
+    for kind, other in (
+        ("[[parity]]\ntolerance = 1e-9", {"reference": b}),
+        ("[[baseline]]\nsigma1_loss = 0\ndelay = 0", {"baseline": b}),
+    ):
         for group in ("", '\ngroup = "x"'):
-            (verdict,) = check(a, budget(kind + group), reference=b, baseline=b)
+            (verdict,) = check(a, budget(kind + group), **other)
             if "parity" in kind:
                 assert (verdict.status, verdict.measured) == ("passed", 0)
             else:

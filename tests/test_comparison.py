@@ -534,6 +534,9 @@ class TestEdges:
         [
             ({"corpus_sha256": "d"}, "The corpora differ"),
             ({"corpus_positions": 401}, "a delay is not as much text"),
+            ({"corpus_positions": "many\x1b"}, "to A and 400 to B: a delay is not as much text"),
+            ({"corpus_positions": np.array([1, 2])}, "a delay is not as much text"),
+            ({"corpus_unknown": "many"}, '"many" tokens of the corpus are unknown to A and 1'),
             ({"corpus_unknown": 3}, "do not read the same words"),
         ],
     )
@@ -683,8 +686,30 @@ class TestFigure:
         ):
             found = compare(a, b)
             figure = comparison_figure(found, ("a $x", "b"), tolerance=tolerance)
-            assert len(figure.axes) == 3 * len(found.states)
+            columns = 2 if found.states[0].no_angles else 3
+            assert len(figure.axes) == columns * len(found.states)
             figure.savefig(tmp_path / f"{i}.png", dpi=40)
+
+    def test_each_panel_has_a_legend_of_its_own(self):
+        found = compare(tree(2 * COMMON, names=("h", "c")), tree(names=("h", "c")))
+        figure = comparison_figure(found, ("x" * 40, "b"), tolerance=0.1)
+        assert figure.legends == []
+        last = [a.get_legend() for a in figure.axes[-3:]]
+        said = [[t.get_text() for t in legend.get_texts()] for legend in last]
+        assert said[0][:3] == ["A: …" + "x" * 29, "B: b", "their noise floors"]
+        assert "mean gradients" in said[1]
+        assert "$\\sigma_1$" in said[1]
+        assert "tolerance 0.1" in said[1]
+        assert said[2][:2] == ["best direction", "best five directions"]
+        assert [t for t in said[2] if "halves" in t]
+
+    def test_no_empty_panel_where_directions_are_not_compared(self):
+        found = compare(*TestSpaces().rotated())
+        figure = comparison_figure(found, ("a", "b"))
+        assert len(figure.axes) == 2
+        assert figure.get_supxlabel().startswith("Directions are not compared: the covariances")
+        said = [t.get_text() for t in figure.axes[1].get_legend().get_texts()]
+        assert "mean gradients" not in said
 
 
 def test_the_dataclass_is_whole():

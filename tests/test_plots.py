@@ -95,6 +95,20 @@ class TestCurves:
 
 
 class TestFigure:
+    def test_curves_that_coincide_show_their_markers_in_turn(self):
+        long = curve(np.linspace(2, 1, 12), np.full(12, 0.1))
+        for axes in memory_figure([("a", long), ("b", long), ("c", long)]).axes:
+            marked = [x for x in axes.lines if x.get_marker() in ("o", "s", "^")]
+            marks = [m for m in (x.get_markevery() for x in marked) if m is not None]
+            assert [set(m) for m in marks] == [set(range(i, 12, 3)) for i in range(3)]
+
+    def test_a_point_without_a_line_keeps_its_marker(self):
+        alone = curve([1.0, 0.05, 0.05, 1.0, 1.0, 0.05], np.full(6, 0.1))
+        memory, _ = memory_figure([("a", FALLING), ("b", alone)]).axes
+        (marks,) = (x.get_markevery() for x in memory.lines
+                    if x.get_marker() == "s" and x.get_linestyle() != "None")  # fmt: skip
+        assert 0 in marks
+
     def test_draws_band_floor_and_hollow_points(self):
         memory, share = memory_figure([("one", FALLING)]).axes
         assert memory.get_yscale() == "log"

@@ -32,3 +32,17 @@ def test_description_shows_no_blocks(opened):
 def test_differences_wider_than_the_tread_see_the_memory(opened):
     tree = analyze(opened, CORPUS, delays=1, method="fd", step=0.5)
     assert float(tree["h"]["singular_values"][0, 0, 1, 0]) > 0.01
+
+
+@pytest.mark.parametrize(("step", "warned"), [(None, True), (0.05, True), (0.1, False)])
+def test_a_step_narrower_than_the_treads_is_warned_of(opened, step, warned):
+    said = []
+    analyze(opened, CORPUS, delays=1, method="fd", step=step, report=said.append)
+    assert any("QuantizeLinear rounds its input" in line for line in said) == warned
+
+
+def test_a_model_that_does_not_round_is_not_warned_of(tmp_path):
+    said = []
+    opened = open_model(models.save(models.fused(layers=1), tmp_path / "m.onnx"))
+    analyze(opened, CORPUS, delays=1, method="fd", report=said.append)
+    assert not any("rounds" in line for line in said)

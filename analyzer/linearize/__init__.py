@@ -11,6 +11,7 @@ from ..errors import NoBlockRule, NoDerivative
 from ._dense import dense_linearization
 from ._differences import difference_linearization
 from ._linearization import Jacobian, Linearization
+from ._rules import rounds
 from ._step import EMBEDDING, Component, Step, build_step, together
 from ._walk import block_linearization
 
@@ -25,6 +26,7 @@ __all__ = [
     "dense_linearization",
     "difference_linearization",
     "linearize",
+    "rounds",
 ]
 
 

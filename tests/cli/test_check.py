@@ -267,7 +267,7 @@ def test_baseline(run, result_file, write, tree, tmp_path):
     budget = write('[[baseline]]\nfile = "before.nc"\nsigma1_loss = 20\ndelay = [0, 1]\n')
     done = run("check", result_file, "--budget", budget)
     assert done.exit_code == 1
-    assert "-67" in done.stdout
+    assert "-66.6" in done.stdout
     done = run("check", result_file, "--budget", budget, "--baseline", result_file)
     assert done.exit_code == 0, done.stdout
 
@@ -300,7 +300,168 @@ def test_without_a_file_to_compare_with(run, result_file, write):
     assert 'Add file = "r0.nc" to it, or give --reference' in done.stderr
 
 
+@pytest.fixture
+def stronger(tree, tmp_path):
+    """A result that remembers three times as much, without noise to speak of."""
+    other = tree.copy(deep=True)
+    for state in ("lstm0.h", "lstm0.c"):
+        other[state]["singular_values"][:] *= 3
+        other[state]["singular_values_stderr"][:] *= 1e-3
+        other[state]["noise_floor"][:] *= 1e-3
+        for name in ("gradient", "block_gradient"):
+            other[state][name][:] *= 3
+    save_result(other, tmp_path / "stronger.nc")
+    return str(tmp_path / "stronger.nc")
+
+
+@pytest.mark.parametrize("option", ["--baseline", "--reference"])
+def test_a_baseline_that_no_bound_is_about_is_held_by_default(
+    run, result_file, stronger, write, option
+):
+    asked = ["check", result_file, "--budget", write(PASS), option]
+    done = run(*asked, stronger)
+    assert done.exit_code == 1, done.stdout
+    bound = {
+        "--baseline": ("baseline", "horizon_loss = 10, sigma1_loss = 10, delay = [1, 5]"),
+        "--reference": ("parity", "tolerance = 0.01"),
+    }[option]
+    assert f"has no [[{bound[0]}]], so the default is held: {bound[1]}. Write" in done.stdout
+    assert "passed  │ lstm0.c │ σ₁ at delay 0 ≥ 1e-06" in done.stdout
+    assert run(*asked, result_file).exit_code == 0
+    own = PASS + f"[[{bound[0]}]]\n" + {
+        "--baseline": "sigma1_loss = 99\ndelay = 0\n", "--reference": "tolerance = 0.9\n",
+    }[option]  # fmt: skip
+    done = run("check", result_file, "--budget", write(own), option, stronger)
+    assert done.exit_code == 0, done.stdout
+    assert "default" not in done.stdout
+
+
+def test_the_default_goes_into_every_report(run, result_file, stronger, write, tmp_path):
+    path = tmp_path / "j.xml"
+    asked = ["check", result_file, "--budget", write(PASS), "--baseline", stronger]
+    data = json.loads(run(*asked, "--junit", path, "--json").stdout)
+    assert "so the default is held" in data["notes"][0]
+    last = data["verdicts"][-1]
+    assert (last["table"], last["line"]) == ("the default [[baseline]]", None)
+    check_junit(ET.parse(path).getroot())
+    lines = run(*asked, "--github").stdout.splitlines()
+    assert any(re.match(r"::error file=[^,]*,title=lstm0.c%3A default", x) for x in lines)
+
+
+def test_a_trend_with_a_draft(run, result_file, stronger, tmp_path):
+    """As docs/check.md says: a draft, and a baseline beside it."""
+    draft = tmp_path / "d.toml"
+    assert run("check", result_file, "--write-budget", draft).exit_code == 0
+    done = run("check", result_file, "--budget", draft, "--baseline", result_file)
+    assert done.exit_code == 0, done.stdout
+    done = run("check", result_file, "--budget", draft, "--baseline", stronger)
+    assert done.exit_code == 1, done.stdout
+
+
+@pytest.mark.parametrize("kind", ["", "fraction = 0.05\n"])
+def test_fewer_delays_than_the_baseline(run, result_file, tree, write, tmp_path, kind):
+    for state in ("lstm0.h", "lstm0.c"):
+        tree[state]["noise_floor"][:] = 0
+        tree[state]["singular_values_stderr"][:] = 0
+        if kind:
+            tree[state]["singular_values"][:] = 1.0
+    save_result(tree, tmp_path / "long.nc")
+    save_result(tree.isel(delay=slice(2)), tmp_path / "short.nc")
+    budget = write(f"[[baseline]]\nhorizon_loss = 0\n{kind}")
+    done = run("check", tmp_path / "short.nc", "--budget", budget,
+               "--baseline", tmp_path / "long.nc")  # fmt: skip
+    assert done.exit_code == 2
+    assert "the result must reach 5; it has the delays 0 to 1" in done.stderr
+    assert "Analyse with --delays 5 or more" in done.stderr
+    budget = write(f"[[baseline]]\nhorizon_loss = 80\n{kind}")
+    done = run("check", tmp_path / "short.nc", "--budget", budget,
+               "--baseline", tmp_path / "long.nc")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "horizon" in done.stdout
+    assert "≥ 1 (baseline 5; at most 80 % less)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [
+        ("[[sigma1]]\ndelay = 0\nat_least = 0", "at_least = 0 cannot fail"),
+        ("[[selectivity]]\ndelay = 0\nat_least = 0", "at_least = 0 cannot fail"),
+        ("[[selectivity]]\ndelay = 0\nat_most = 1", "at_most = 1 cannot fail"),
+        ("[[horizon]]\nat_least = 0", "at_least = 0 fails only a state that shows nothing"),
+        ("[[horizon]]\nat_least = 0\nfraction = 0.5", "at_least = 0 cannot fail"),
+        ("[[baseline]]\nhorizon_loss = 100", "horizon_loss = 100 fails only a state that"),
+        ("[[baseline]]\nsigma1_loss = 100\ndelay = 0", "sigma1_loss = 100 cannot fail"),
+        ("[[parity]]\ntolerance = 1e300", "tolerance = 1e+300 passes a model that remembers no"),
+    ],
+)
+def test_bounds_that_cannot_fail_are_noted(run, result_file, write, bound, said):
+    options = ["--baseline", result_file] * ("baseline" in bound)
+    options += ["--reference", result_file] * ("parity" in bound)
+    done = run("check", result_file, "--budget", write(bound), *options)
+    assert done.exit_code == 0
+    assert re.search(rf"^Note: .*budget.toml: \[\[\w+\]\] 1 \(line 1\): {re.escape(said)}",
+                     done.stdout, re.M)  # fmt: skip
+
+
+def test_bounds_that_can_fail_are_not_noted(run, result_file, write):
+    bounds = (
+        PASS + "[[sigma1]]\ndelay = 0\nat_most = 1\n[[horizon]]\nat_least = 1\n"
+        "[[selectivity]]\ndelay = 0\nat_least = 0.1\nat_most = 0.9\n"
+        "[[baseline]]\nhorizon_loss = 99\nsigma1_loss = 99\ndelay = 0\n"
+        "[[parity]]\ntolerance = 0.9\n"
+    )
+    others = ["--baseline", result_file, "--reference", result_file]
+    data = json.loads(
+        run("check", result_file, "--budget", write(bounds), *others, "--json").stdout
+    )
+    assert data["notes"] == []
+
+
+def test_a_byte_order_mark(run, result_file, write):
+    done = run("check", result_file, "--budget", write(b"\xef\xbb\xbf" + FAIL.encode(), "b.toml"))
+    assert done.exit_code == 1
+    assert done.stderr == ""
+
+
+def test_quiet_prints_only_what_fails(run, result_file, write):
+    done = run("check", result_file, "--budget", write(PASS), "-q")
+    assert (done.exit_code, done.output) == (0, "")
+    done = run("check", result_file, "--budget", write(PASS + FAIL), "-q")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert re.match(r"lstm0.h: σ₁ at delay 0 ≥ 1e\+06: failed: .*\nlstm0.c: ", done.stderr)
+    assert "passed" not in done.stderr
+
+
+def test_one_state_of_a_result(run, result_file, write):
+    done = run("check", result_file, "--budget", write(PASS), "--state", "lstm0.c")
+    assert done.exit_code == 0
+    assert done.stdout.endswith("1 passed.\n")
+    assert "lstm0.h" not in done.stdout
+    named = '[[sigma1]]\nstate = "lstm0.h"\ndelay = 0\nat_least = 1e6\n'
+    done = run("check", result_file, "--budget", write(named), "--state", "lstm0.c")
+    assert done.exit_code == 2
+    assert "--state leaves out lstm0.h, which [[sigma1]] 1 (line 1)" in done.stderr
+
+
 # --- drafting ---
+
+
+def test_a_draft_for_one_state(run, result_file, tmp_path):
+    path = tmp_path / "d.toml"
+    done = run("check", result_file, "--write-budget", path, "--state", "lstm0.c")
+    assert done.exit_code == 0, done.stderr
+    assert {s for r in read_budget(path).rules for s in r.values["state"]} == {"lstm0.c"}
+
+
+def test_a_draft_replaces_no_file_unless_told(run, result_file, tmp_path):
+    path = tmp_path / "d.toml"
+    path.write_text("edited")
+    done = run("check", result_file, "--write-budget", path)
+    assert done.exit_code == 2
+    assert "add --force to replace it" in done.stderr
+    assert path.read_text() == "edited"
+    assert run("check", result_file, "--write-budget", path, "--force").exit_code == 0
+    assert "[[sigma1]]" in path.read_text(encoding="utf-8")
 
 
 def test_a_draft_is_passed_by_its_result(run, result_file, tmp_path):
@@ -327,12 +488,15 @@ def test_a_draft_is_passed_by_its_result(run, result_file, tmp_path):
         (["--write-budget", "d.toml", "--json"], "leave out --json"),
         (["--budget", "BUDGET", "--json", "--github"], "both print to stdout"),
         (["--budget", "BUDGET", "--positions", "10"], "--positions belong(s) to the analysis"),
-        (["--budget", "BUDGET", "--state", "lstm0.c"], "--state belong(s) to the analysis"),
+        (["--budget", "BUDGET", "--state", "gru0.h"], "has no state 'gru0.h'; it has lstm0.h"),
+        (["--write-budget", "d.toml", "--state", "gru0.h"], "has no state 'gru0.h'"),
+        (["--budget", "BUDGET", "--force"], "--force belongs to --write-budget"),
+        (["--write-budget", "BUDGET"], "is there already"),
+        (["--write-budget", "RESULT", "--force"], "is also an input"),
         (["--budget", "none.toml"], "none.toml does not exist"),
         (["--budget", "BUDGET", "--baseline", "none.nc"], "none.nc does not exist"),
         (["--budget", "BUDGET", "--junit", "no/where.xml"], "there is no folder"),
         (["--budget", "BUDGET", "--junit", "BUDGET"], "is also an input"),
-        (["--write-budget", "RESULT"], "is also an input"),
     ],
 )
 def test_wrong_calls(run, result_file, write, options, said, monkeypatch, tmp_path):
@@ -491,7 +655,7 @@ def test_a_model_and_its_reference(run, model, write, tmp_path):
         '[[parity]]\nfile = "m.onnx"\ntolerance = 1e-9\n'
         "[[baseline]]\nhorizon_loss = 0\n"
     )
-    corpus = ["--corpus", tmp_path / "c.txt", "-q"]
+    corpus = ["--corpus", tmp_path / "c.txt"]
     assert run("check", model, "--budget", budget, *corpus, "--baseline", model).exit_code == 0
     result = tmp_path / "r.nc"
     options = ["--positions", "100", "--delays", "6", "-q"]

@@ -135,6 +135,17 @@ def test_a_bug_is_not_hidden():
     assert isinstance(done.exception, ZeroDivisionError)
 
 
+def test_a_bug_is_no_failed_check():
+    code = (
+        "import click; from mnemoscope.cli.main import main\n"
+        "@click.command()\ndef fail():\n    raise ZeroDivisionError\n"
+        "type(main)(name='root', commands={'fail': fail})(['fail'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "ZeroDivisionError" in done.stderr
+
+
 def test_a_closed_pipe_is_quiet():
     code = "from mnemoscope.cli.main import main; main(['corpus', 'pydoc'])"
     with subprocess.Popen(

@@ -90,3 +90,13 @@ def test_not_a_result(run, tmp_path):
         f"Error: Expected a result file, as mnemoscope analyze writes it; {path} is no netCDF-4 "
         "file.\n"
     )
+
+
+def test_attributes_of_a_file_cannot_steer_a_terminal(run, tree, tmp_path):
+    tree.attrs["corpus"] = "c\x1b[31m\n::error::x"
+    save_result(tree, tmp_path / "h.nc")
+    done = run("show", tmp_path / "h.nc")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[0] == (
+        r"model m.onnx, corpus c\x1b[31m\n::error::x, positions 200, method jvp"
+    )
