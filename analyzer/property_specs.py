@@ -71,8 +71,8 @@ class Spec:
 def read_word_list(text: str) -> tuple[str, ...]:
     """Read words from a file, separated by white space, or from a list with commas.
 
-    A name that exists as a file, or looks like one (it holds a separator of folders or ends in
-    ``.txt``), is a file.
+    Without a comma, a name that exists as a file, or looks like one (it holds a separator of
+    folders or ends in ``.txt``), is a file.
 
     Raises:
         PropertyError: The file cannot be read, or there is no word.
@@ -80,7 +80,8 @@ def read_word_list(text: str) -> tuple[str, ...]:
     path = Path(text)
     if "\0" in text or not text.strip():
         raise PropertyError("A list of words is empty; give word,word,… or the name of a file.")
-    if os.sep in text or path.suffix.lower() == ".txt" or path.is_file():
+    # Words may hold a slash and a list may be longer than a file's name: with a comma, it is one.
+    if "," not in text and (os.sep in text or path.suffix.lower() == ".txt" or _is_file(path)):
         words = _read(path, "a list of words").split()
     else:
         words = [w.strip() for w in text.split(",") if w.strip()]
@@ -162,8 +163,15 @@ def read_toml(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(_read(Path(path), what))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also integers of 5,000 digits
         raise PropertyError(f"{printable(path)} is no TOML file: {error}. Correct it.") from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long for a name
+        return False
 
 
 def _read(path: Path, what: str) -> str:

@@ -278,7 +278,13 @@ class _Held:
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
                 # All of it now: a page without room on the disk would end the process later.
-                os.posix_fallocate(file.fileno(), 0, size.totals)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size.totals)
+                else:  # not on Windows, nor on macOS
+                    empty = bytes(2**24)
+                    for low in range(0, size.totals, len(empty)):
+                        file.write(empty[: size.totals - low])
+                    file.flush()
                 self._map = mmap.mmap(file.fileno(), size.totals)
         except OSError as error:
             raise ResourceError(

@@ -413,6 +413,8 @@ def open_words(path: str | os.PathLike[str]) -> xr.DataTree:
 
 
 def _check(tree: xr.DataTree, shown: str) -> None:
+    from .result import NORMALIZATIONS
+
     if tree.attrs.get("format") != FORMAT or tree.attrs.get("format_version") != FORMAT_VERSION:
         raise ResultError(
             f"{shown} is a netCDF file, but no file of words of version {FORMAT_VERSION}: its "
@@ -427,11 +429,21 @@ def _check(tree: xr.DataTree, shown: str) -> None:
     wanted += [(node, f"state {name}", dims) for name, node in tree.children.items()]
     for node, where, variables in wanted:
         for name, axes in variables.items():
-            if name not in node.variables or node.variables[name].dims != axes:
+            found = node.variables.get(name)
+            if (
+                found is None
+                or found.dims != axes
+                or (found.dtype.kind in "iuf") == (name in ("word", "normalization"))
+            ):
                 raise ResultError(
                     f"{shown} says that it is a file of words, but {where} has no variable {name} "
-                    f"with the axes {', '.join(axes)}. Run mnemoscope words again."
+                    f"of its kind with the axes {', '.join(axes)}. Run mnemoscope words again."
                 )
+    if not tree.children or tuple(tree.coords["normalization"].values.tolist()) != NORMALIZATIONS:
+        raise ResultError(
+            f"{shown} says that it is a file of words, but it holds no state, or other "
+            "normalizations. Run mnemoscope words again."
+        )
 
 
 def word_tables(

@@ -91,10 +91,22 @@ def _write_csv(rows: list[dict[str, Any]]) -> None:
 def console(*, stderr: bool = False) -> Console:
     """Give a console that wraps on a terminal, and never elsewhere."""
     from rich.console import Console
+    from rich.segment import Segment
+
+    class Plain(Console):
+        """Text from files moves no cursor and changes no title: only rich's own codes get out."""
+
+        def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
+            for segment in super().render(*args, **kwargs):
+                if segment.control:
+                    yield segment
+                else:
+                    lines = "\n".join(map(one_line, segment.text.split("\n")))
+                    yield Segment(lines, segment.style)
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else 4096
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return Plain(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def one_line(text: str) -> str:

@@ -212,7 +212,7 @@ def _print_classes(console: Console, table: ClassTable) -> set[str]:
             last = "o"
         marks |= {first, last}
         out.add_row(
-            Text(row.group),
+            Text(one_line(row.group)),
             f"{row.count:,}",
             f"{row.sigma1:.3e} ± {row.sigma1_stderr:.0e}",
             first,

@@ -10,11 +10,12 @@ from mnemoscope.analyzer.errors import MnemoscopeError
 
 from ._analysis import analysis_options, check_step, in_bytes, progress_of
 from ._lazy import example
-from ._output import Report, check_output, reports
+from ._output import Report, check_output, one_line, reports
 from .show import normalization_option
 
 if TYPE_CHECKING:
     import xarray as xr
+    from mnemoscope.analyzer import MemoryModel
     from mnemoscope.analyzer.words import WordTable
     from rich.console import Console
 
@@ -86,7 +87,7 @@ def words(
         if output is None:
             raise click.UsageError("Give -o FILE, where the measures of all types go.")
         tree = _measure(*what, output, figure, min_count, max_count, frequencies, words, states,
-                        options)  # fmt: skip
+                        delay, options)  # fmt: skip
     elif len(what) == 1:
         given = {"-o": output, "--min-count": min_count, "--max-count": max_count,
                  "--frequencies": frequencies,
@@ -115,6 +116,7 @@ def _measure(
     frequencies: str | None,
     words: tuple[str, ...],
     states: tuple[str, ...],
+    delay: int,
     options: dict[str, Any],
 ) -> xr.DataTree:
     level: Literal["word", "char"] | None = options.pop("level")
@@ -129,6 +131,7 @@ def _measure(
 
     start = time.perf_counter()
     opened = open_model(model)
+    _check_early(opened, options["delays"], delay, figure, states)
     text = read_corpus(corpus, opened.vocabulary, level=level)
     training = None
     if frequencies is not None:
@@ -156,6 +159,22 @@ def _measure(
             f"{tree.sizes['word']:,} types in {seconds:,.1f} s; written to {output}.", err=True
         )
     return tree
+
+
+def _check_early(
+    model: MemoryModel, delays: int | None, delay: int, figure: str | None, states: tuple[str, ...]
+) -> None:
+    """Refuse before the measurement what could not be shown after it."""
+    most = 50 if delays is None else delays
+    if delay > most:
+        raise MnemoscopeError(f"There is no delay {delay} to show: the largest is {most}.")
+    names = [s.name for s in model.roles.states if not states or s.name in states]
+    if figure is not None and len(names) > 1:
+        raise MnemoscopeError(_one_state(names))
+
+
+def _one_state(names: list[str]) -> str:
+    return f"A figure shows one state; choose with --state: {', '.join(names)}."
 
 
 def _report(
@@ -266,7 +285,7 @@ def _print_table(
         unclear |= not row["above_noise"]
         fitted = row["decay_b"] == row["decay_b"]
         printed.add_row(
-            Text(row["word"]),
+            Text(one_line(row["word"])),
             f"{row['occurrences']:,}",
             f"{row['frequency']:,}",
             f"{row['sigma1']:.3g}",
@@ -308,8 +327,7 @@ def _draw(tables: list[WordTable], chosen: list[int], delay: int, path: str) -> 
     from mnemoscope.analyzer._word_plot import curves_figure, frequency_figure
 
     if len(tables) > 1:
-        names = ", ".join(t.state for t in tables)
-        raise MnemoscopeError(f"A figure shows one state; choose with --state: {names}.")
+        raise MnemoscopeError(_one_state([t.state for t in tables]))
     figure = (
         curves_figure(tables[0], chosen) if chosen else frequency_figure(tables[0], delay=delay)
     )

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
+import xarray as xr
 from click.testing import CliRunner
+from mnemoscope.analyzer.words import open_words
 from mnemoscope.cli.main import main
 
 MODEL = str(Path(__file__).parents[2] / "samples/models/pydoc-lstm-untrained.onnx")
@@ -77,6 +79,8 @@ def test_chosen_words_and_figures(folder):
         ([MODEL, "text.txt", "-o", "n.nc", "--word", "class"], "does not hold"),
         ([MODEL, "text.txt", "-o", "n.nc", "--min-count", "99"], "No type occurs 99 times"),
         ([MODEL, "text.txt", "-o", "text.txt"], "is also an input"),
+        ([MODEL, "text.txt", "-o", "n.nc", "--figure", "f.png"], "choose with --state"),
+        ([MODEL, "text.txt", "-o", "n.nc", "--delays", "3", "--delay", "4"], "the largest is 3"),
     ],
 )
 def test_bad_calls(folder, monkeypatch, call, said):
@@ -98,3 +102,38 @@ def test_a_result_is_no_file_of_words(folder):
     shown = CliRunner().invoke(main, ["show", str(folder / "w.nc")])
     assert shown.exit_code == 2
     assert "not a mnemoscope result" in shown.output
+
+
+def with_root(tree, change):
+    nodes = {name: node.to_dataset(inherit=False) for name, node in tree.children.items()}
+    return xr.DataTree.from_dict({"/": change(tree.to_dataset()), **nodes})
+
+
+def without_states(tree):
+    return xr.DataTree(tree.to_dataset())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tree: without_states(tree),
+        lambda tree: with_root(tree, lambda r: r.assign_coords(normalization=["none", "other"])),
+        lambda tree: with_root(tree, lambda r: r.assign(frequency=("word", ["x"] * 7))),
+    ],
+)
+def test_damaged_files_of_words(folder, tmp_path, damage):
+    damage(open_words(folder / "w.nc")).to_netcdf(tmp_path / "bad.nc", engine="h5netcdf")
+    result = run(str(tmp_path / "bad.nc"))
+    assert result.exit_code == 2
+    assert "says that it is a file of words, but" in result.output
+
+
+def test_types_of_a_file_cannot_steer_a_terminal(folder, tmp_path):
+    tree = open_words(folder / "w.nc")
+    names = tree["word"].values.astype(object)
+    names[0] = "a\x1b[2Jb"
+    tree = with_root(tree, lambda r: r.assign_coords(word=names.astype(str)))
+    tree.to_netcdf(tmp_path / "w.nc", engine="h5netcdf")
+    out = run(str(tmp_path / "w.nc")).output
+    assert "\x1b" not in out
+    assert "a\\x1b[2Jb" in out
