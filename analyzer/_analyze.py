@@ -164,6 +164,7 @@ def analyze(
         precision=str(run.step.dtype),
         tokens=model.vocabulary.tokens if model.vocabulary else None,
         members=None if groups is None else _members(corpus, chosen),
+        shared=None if groups is None else chosen.shared(),
     )
 
 

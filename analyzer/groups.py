@@ -61,6 +61,14 @@ class Groups:
         found[self.position[self.group == self.names.index(name)]] = True
         return found
 
+    def shared(self) -> np.ndarray:
+        """``[group, group]`` int64, how many positions belong to both."""
+        from scipy.sparse import csr_array
+
+        ones = np.ones(len(self.group), np.int64)
+        table = csr_array((ones, self.group, self.start), shape=(self.positions, len(self)))
+        return np.asarray((table.T @ table).toarray(), np.int64)
+
     def keys(self) -> np.ndarray:
         """``[position]`` int64: equal exactly where two positions belong to the same groups."""
         known: dict[bytes, int] = {}

@@ -35,6 +35,7 @@ class Lexicon:
         counts: ``[group, token]``, how often a type occurs in a class; None where the result
             holds no such counts.
         occurrences: ``[token]``, how often a type occurs at all; None where that is not known.
+        shared: ``[group, group]``, how many positions belong to both classes.
         D: ``[embedding, direction]``, the whitening of the result on its support.
     """
 
@@ -43,6 +44,7 @@ class Lexicon:
     groups: tuple[str, ...]
     counts: csr_array | None
     occurrences: np.ndarray | None
+    shared: np.ndarray
     D: np.ndarray
 
     @cached_property
@@ -102,8 +104,8 @@ class Lexicon:
         """Ids of the types whose most frequent class is one of `classes`, ascending.
 
         A type that occurs as often in another class belongs to neither. Where classes overlap, a
-        class that contains one of these, or lies in one of them, is no rival: nouns are none of
-        NN. Whether it does is told from the counts: it is at least as frequent for every type.
+        class all of whose positions are in one of these, or that holds all positions of one of
+        these, is no rival: nouns are none of NN.
 
         Raises:
             PropertyError: The result has no such class, or no counts.
@@ -113,9 +115,10 @@ class Lexicon:
         assert self.counts is not None
         rivals = np.ones(len(self.groups), bool)
         rivals[rows] = False
-        if self._overlap:
-            for row in rows:
-                rivals &= ~(self._contains[row] | self._contains[:, row])
+        size = np.diagonal(self.shared)
+        for row in rows:
+            within = (self.shared[row] == size) | (self.shared[row] == size[row])
+            rivals &= ~(within & (self.shared[row] > 0))
         own = _largest(self.counts[rows])
         if not rivals.any():
             return np.flatnonzero(own)
@@ -124,27 +127,6 @@ class Lexicon:
     def members(self, classes: Sequence[str], members: Members = "main") -> np.ndarray:
         """Ids of the types of classes, ascending."""
         return self.belonging_to(classes) if members == "main" else self.occurring_in(classes)
-
-    @cached_property
-    def _overlap(self) -> bool:
-        """Whether some position belongs to two classes."""
-        assert self.counts is not None
-        if self.occurrences is None:
-            return False
-        return bool((np.ravel(self.counts.sum(axis=0)) > self.occurrences).any())
-
-    @cached_property
-    def _contains(self) -> np.ndarray:
-        """``[group, group]``: whether the first is at least as frequent for every type."""
-        assert self.counts is not None
-        n = len(self.groups)
-        found = np.zeros((n, n), bool)
-        for b in range(n):
-            row = self.counts[[b]].toarray()[0]
-            held = np.flatnonzero(row)
-            less = (self.counts[:, held].toarray() < row[held]).any(axis=1)
-            found[:, b] = ~less
-        return found
 
     def _rows(self, classes: Iterable[str]) -> np.ndarray:
         classes = list(classes)
@@ -211,7 +193,11 @@ def read_lexicon(tree: xr.DataTree, model: MemoryModel | None = None) -> Lexicon
     if tokens is not None and len(tokens) != len(embeddings):
         raise _damaged(f"{len(tokens):,} tokens have {len(embeddings):,} embeddings")
     groups = [str(g) for g in tree.coords["group"].values]
-    counts, occurrences = _counts(tree, groups, len(embeddings))
+    counts = _counts(tree, groups, len(embeddings))
+    occurrences = None
+    if counts is not None and EVERYTHING in groups:
+        occurrences = counts[[groups.index(EVERYTHING)]].toarray()[0]
+    shared = _shared(tree, len(groups))
     unknown = tree.attrs.get("unknown_token")
     if model is not None and model.vocabulary is not None:
         unknown = model.vocabulary.unknown
@@ -228,16 +214,24 @@ def read_lexicon(tree: xr.DataTree, model: MemoryModel | None = None) -> Lexicon
         groups=tuple(groups[i] for i in classes),
         counts=None if counts is None else counts[classes],
         occurrences=occurrences,
+        shared=shared[np.ix_(classes, classes)],
         D=D,
     )
 
 
-def _counts(
-    tree: xr.DataTree, groups: list[str], tokens: int
-) -> tuple[csr_array | None, np.ndarray | None]:
+def _shared(tree: xr.DataTree, groups: int) -> np.ndarray:
+    if "group_shared" not in tree.variables:
+        return np.zeros((groups, groups), np.int64)
+    found = np.asarray(tree.dataset["group_shared"].values)
+    if found.shape != (groups, groups) or found.dtype.kind not in "iu":
+        raise _damaged("its table of positions that belong to two classes does not fit them")
+    return found
+
+
+def _counts(tree: xr.DataTree, groups: list[str], tokens: int) -> csr_array | None:
     names = ("member_group", "member_token", "member_count")
     if not all(name in tree.variables for name in names) or groups == [EVERYTHING]:
-        return None, None
+        return None
     group, token, count = (np.asarray(tree.dataset[name].values) for name in names)
     whole = all(x.ndim == 1 and x.dtype.kind in "iu" for x in (group, token, count))
     if not whole or not len(group) == len(token) == len(count):
@@ -248,13 +242,10 @@ def _counts(
         and count.min() >= 0
     ):  # fmt: skip
         raise _damaged("its lists of the members of the classes name what is not there")
-    table = csr_array(
+    return csr_array(
         (count.astype(np.int64), (group.astype(np.int64), token.astype(np.int64))),
         shape=(len(groups), tokens),
     )
-    if EVERYTHING not in groups:
-        return table, None
-    return table, table[[groups.index(EVERYTHING)]].toarray()[0]
 
 
 def _largest(counts: csr_array) -> np.ndarray:

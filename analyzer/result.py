@@ -66,6 +66,7 @@ _OPTIONAL_ROOT = {
     "member_group": ("member",),
     "member_token": ("member",),
     "member_count": ("member",),
+    "group_shared": ("group", "other"),
 }
 _EMBEDDINGS_LIMIT = 2**28  # bytes of the result file spent on the embeddings
 _PER_UNIT = "state / embedding"
@@ -119,6 +120,7 @@ def build(
     precision: str = "float32",
     tokens: Sequence[str] | None = None,
     members: np.ndarray | None = None,
+    shared: np.ndarray | None = None,
 ) -> xr.DataTree:
     """Derive the means and measures from sums, as the tree that a result file holds.
 
@@ -134,6 +136,7 @@ def build(
         precision: Of the stored matrices, ``float32`` or ``float64``: that of the run.
         tokens: ``[token]`` names of the vocabulary.
         members: ``[member, 3]`` integers: a group, a token that is an input in it, and how often.
+        shared: ``[group, other]``, how many positions belong to both.
 
     Raises:
         ResultError: A state has a name that the file cannot hold.
@@ -175,7 +178,7 @@ def build(
             **encode_attributes(attributes),
         },
     )
-    root = root.assign(_vocabulary(embeddings, tokens, members))
+    root = root.assign(_vocabulary(embeddings, tokens, members, shared))
     dtype = np.dtype(precision)
     keep_blocks = (
         sum(dtype.itemsize * s.block_sum.size for s in sums.values()) <= block_gradient_limit
@@ -212,7 +215,10 @@ def bytes_needed(
 
 
 def _vocabulary(
-    embeddings: np.ndarray, tokens: Sequence[str] | None, members: np.ndarray | None
+    embeddings: np.ndarray,
+    tokens: Sequence[str] | None,
+    members: np.ndarray | None,
+    shared: np.ndarray | None,
 ) -> dict[str, xr.Variable]:
     """What tells which directions of the embedding space are which words and classes."""
     found = {}
@@ -223,6 +229,10 @@ def _vocabulary(
         )  # fmt: skip
         if tokens is not None and all(map(_storable, tokens)):
             found["token"] = _variable("token", np.array(tokens, dtype=str), "types", "1")
+    if shared is not None:
+        found["group_shared"] = _variable(
+            _OPTIONAL_ROOT["group_shared"], shared, "input positions that belong to both", "1"
+        )
     if members is not None:
         for column, (name, what) in enumerate(
             (

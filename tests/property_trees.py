@@ -78,6 +78,7 @@ def property_tree(
         attributes={"model": "m.onnx", "model_sha256": "0" * 64, "corpus": "c.txt"},
         tokens=vocabulary() if tokens else None,
         members=_members(groups, unions) if members else None,
+        shared=_shared(groups, unions) if members else None,
         **options,
     )
 
@@ -90,3 +91,10 @@ def _members(groups: list[str], unions: Sequence[str]) -> np.ndarray:
     index = {t: i for i, t in enumerate(vocabulary())}
     rows = [(groups.index(g), index[w], n) for g, words in counts.items() for w, n in words.items()]
     return np.array(rows, np.int64)
+
+
+def _shared(groups: list[str], unions: Sequence[str]) -> np.ndarray:
+    """``[group, other]``: positions in both; a union holds those of NN and NNS."""
+    parts = {g: {g} for g in CLASSES} | {u: {"NN", "NNS"} for u in unions} | {"all": {*CLASSES}}
+    size = {g: sum(Counter(words).values()) for g, words in CLASSES.items()}
+    return np.array([[sum(size[p] for p in parts[a] & parts[b]) for b in groups] for a in groups])

@@ -19,6 +19,8 @@ def test_labels_masks_and_counts_agree(labels: list[set[str]]) -> None:
         expected = np.array([name in these for these in labels])
         np.testing.assert_array_equal(groups.mask(name), expected)
         assert count == expected.sum()
+    masks = np.array([groups.mask(n) for n in groups.names], int).reshape(len(groups), len(labels))
+    np.testing.assert_array_equal(groups.shared(), masks @ masks.T)
     if len(groups):
         again = Groups.from_masks({n: groups.mask(n) for n in groups.names})
         np.testing.assert_array_equal(again.start, groups.start)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import xarray as xr
 from mnemoscope.analyzer._property_plot import property_figure
 from mnemoscope.analyzer.errors import PropertyError, ResultError
 from mnemoscope.analyzer.lexicon import read_lexicon
@@ -71,6 +72,27 @@ class TestMembers:
     def test_every(self, lexicon):
         found = lexicon.members(["NN"], "every")
         assert sorted(found) == sorted(ids(*CLASSES["NN"]))
+
+    def test_a_minor_class_is_no_part_of_a_larger_one(self):
+        """Every type of NNS is more often NN here, and no position is both: they are rivals."""
+        tree = property_tree(unions=("nouns",))
+        rare = tree["member_group"].values == tree["group"].values.tolist().index("NNS")
+        words = tree["member_token"].values[rare]
+        often = tree["member_group"].values == tree["group"].values.tolist().index("NN")
+        counts = tree["member_count"].values.copy()
+        counts[rare] = 1
+        extra = xr.Dataset(
+            {
+                "member_group": ("member", np.concatenate([tree["member_group"].values,
+                    np.full(len(words), tree["member_group"].values[often][0])])),
+                "member_token": ("member", np.concatenate([tree["member_token"].values, words])),
+                "member_count": ("member", np.concatenate([counts, np.full(len(words), 5)])),
+            }
+        )  # fmt: skip
+        root = tree.to_dataset().drop_vars([*extra]).assign(extra)
+        nodes = {n: c.to_dataset(inherit=False) for n, c in tree.children.items()}
+        found = read_lexicon(xr.DataTree.from_dict({"/": root, **nodes}))
+        assert found.belonging_to(["NNS"]).size == 0
 
     def test_unions_are_no_rivals(self):
         overlapping = read_lexicon(property_tree(unions=("nouns",)))

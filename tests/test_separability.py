@@ -164,6 +164,7 @@ def lexicon(groups, table=None):
         groups=tuple(groups),
         counts=csr_array(counts),
         occurrences=counts.sum(0),
+        shared=np.diag(counts.sum(1)),
         D=np.eye(2),
     )
 

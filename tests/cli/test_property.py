@@ -244,4 +244,4 @@ def lexicon(groups):
 
     n = len(groups)
     counts = csr_array(np.eye(n, dtype=np.int64))
-    return Lexicon(np.eye(n), None, tuple(groups), counts, np.ones(n), np.eye(n))
+    return Lexicon(np.eye(n), None, tuple(groups), counts, np.ones(n), np.eye(n), np.eye(n))
