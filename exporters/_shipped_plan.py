@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,16 @@ from onnx import helper
 from ._parity import Feeds
 from ._shipped_flat import Flat, flatten
 from ._shipped_free import free_batch
-from ._shipped_roles import kind_of, name_pairs
-from ._shipped_source import Interface, Source, example, freeze, interfaces
+from ._shipped_roles import is_complete, kind_of, name_pairs
+from ._shipped_source import (
+    Interface,
+    Source,
+    example,
+    freeze,
+    interfaces,
+    sounds_like_state,
+    unaccounted,
+)
 from ._shipped_trace import STREAMS, Part, Place, find_parts, trace_ends, trace_starts
 
 _LOGITS = ("logits", "log_softmax", "log_probs", "logprobs", "outputs", "output", "y", "probs",
@@ -31,7 +40,15 @@ _SAME_ROUNDED = 0.1
 
 
 class Undecided(ModelError):
-    """Roles that the evidence does not decide."""
+    """Roles that the evidence does not decide.
+
+    Attributes:
+        known: What was found all the same, in the form of a file of roles.
+    """
+
+    def __init__(self, message: str, known: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.known = known or {}
 
 
 @dataclass
@@ -122,44 +139,94 @@ def make_plan(model: onnx.ModelProto, given: dict[str, Any]) -> Plan:
         ModelError: The model cannot be run.
     """
     said: dict[str, Any] = dict(given)
-    said["states"] = {s.input: s.batch_axis for s in given.get("states", [])}
+    said["states"] = {s["input"]: s.get("batch_axis") for s in given.get("states", [])}
     problems: list[str] = []
-    tried = 0
+    known: list[dict[str, Any]] = []
+    found: Plan | None = None
     for interface, source in interfaces(model, said):
-        tried += 1
+        if found is not None and not _rivals(found.interface.x, interface.x):
+            continue
+        known.append({})
         try:
-            return _plan(model, interface, source, given)
+            plan = _plan(model, interface, source, given, known[-1])
         except Undecided as error:
             problems.append(f"with {interface.x!r} as {interface.axes}: {error}")
-    if not tried:
-        inputs = {i.name: [d.dim_value or d.dim_param for d in i.type.tensor_type.shape.dim]
-                  for i in model.graph.input}  # fmt: skip
-        shown = ", ".join(f"{n} {s}" for n, s in itertools.islice(inputs.items(), 12))
+            continue
+        except ModelError:
+            if found is None:
+                raise
+            continue
+        if found is None:
+            found = plan
+            if all(p.ends for p in plan.parts if p.before) or given.keys() & {"tokens", "features"}:
+                return plan  # every other input was followed to the state that it starts
+            continue
+        both = (found.interface.x, plan.interface.x)
         raise Undecided(
-            "No way was found to run the model: none of its inputs serves as tokens (integer, "
-            f"[N, T] or [T, N]) or features. Its inputs are {shown:.400}."
+            f"{' and '.join(map(repr, both))} both serve as the input that is read, the other as a "
+            "state; name the one that is read as tokens or features",
+            {},
         )
-    raise Undecided("; ".join(dict.fromkeys(problems))[:700])
+    if found is not None:
+        return found
+    if not known:
+        raise _not_run(model, said)
+    raise Undecided("; ".join(dict.fromkeys(problems))[:700],
+                    max(known, key=lambda k: ("states" in k, "logits" in k)))  # fmt: skip
+
+
+def _rivals(first: str, second: str) -> bool:
+    """Whether `second` may be read as well as `first`: not if it alone is called a state."""
+    return first != second and (sounds_like_state(first) or not sounds_like_state(second))
+
+
+def _not_run(model: onnx.ModelProto, said: dict[str, Any]) -> Undecided:
+    """No way was found to run the model: why."""
+    odd = unaccounted(model, said)
+    if odd:
+        name = next(iter(odd))
+        return Undecided(
+            f"nothing says what {'; '.join(f'the input {n!r} is: it {w}' for n, w in odd.items())}."
+            f' If it always has the same value, give that: "constants": {{"{name}": 1.0}}',
+            {"constants": dict.fromkeys(odd)},
+        )
+    inputs = {i.name: [d.dim_value or d.dim_param for d in i.type.tensor_type.shape.dim]
+              for i in model.graph.input}  # fmt: skip
+    shown = ", ".join(f"{n} {s}" for n, s in itertools.islice(inputs.items(), 12))
+    return Undecided(
+        "No way was found to run the model: none of its inputs serves as tokens (integer, "
+        f"[N, T] or [T, N]) or features. Its inputs are {shown:.400}."
+    )
 
 
 def _plan(
-    model: onnx.ModelProto, interface: Interface, source: Source, given: dict[str, Any]
+    model: onnx.ModelProto,
+    interface: Interface,
+    source: Source,
+    given: dict[str, Any],
+    known: dict[str, Any],
 ) -> Plan:
+    """The plan for one way to call the model; what was found is put into `known` on the way."""
+    known["features" if interface.floating else "tokens"] = interface.x
+    known["layout"] = interface.axes
     frozen = freeze(model, source)
     feeds, frozen = _step_feeds(frozen, source)
     flat = flatten(frozen, feeds)
     _check_layout(flat, interface, feeds)
-    if given.get("states"):
-        said = given["states"]
-        parts = _parts_as_said(flat, said, feeds, x=interface.x, metadata="metadata" in given)
-        pairs: dict[str, list[str]] = {}
+    outputs = _outputs(flat, feeds)
+    said = given.get("states", [])
+    pairs: dict[str, list[str]] = {}
+    if said and all(map(is_complete, said)):
+        states = [State(**s) for s in said]
+        parts = _parts_as_said(states, feeds, outputs, x=interface.x, metadata="metadata" in given)
     else:
         parts = find_parts(flat, feeds, interface.x)
         trace_starts(flat, parts, feeds, interface.states)
         trace_ends(flat, parts, feeds)
         _refuse_computed_starts(parts)
-        parts, pairs = _by_name(source, parts, feeds, _outputs(flat, feeds))
-    outputs = _outputs(flat, feeds)
+        parts = _traced_and_said(parts, said, outputs)
+        parts, pairs = _by_name(source, parts, feeds, outputs, said)
+    known["states"] = [_as_roles(p, pairs) for p in parts if p.before]
     evidence = {interface.x: [_said_of_x(interface)]}
     for name, why in interface.evidence.items():
         value = interface.constants[name]
@@ -167,12 +234,18 @@ def _plan(
         evidence[name] = [f"{why}; stored as {shown}"]
     for note in flat.notes:
         evidence.setdefault("graph", []).append(note)
+    taken = {p.after.tensor for p in parts if p.after} | {o for os in pairs.values() for o in os}
+    with contextlib.suppress(ModelError):
+        known["logits"] = _choose_logits(outputs, taken, given, interface)
+    lost = [f"the input {n!r} {list(feeds[n].shape)} has no output of its shape and type"
+            for n, o in pairs.items() if not o]  # fmt: skip
+    if lost:
+        raise Undecided("; ".join(lost) + _REMEDY)
     if not parts:
         raise Undecided(
             "no recurrent state was found: no LSTM, GRU or RNN node, no Scan or Loop that carries "
             "a value, and no input and output whose names belong together"
         )
-    taken = {p.after.tensor for p in parts if p.after} | {o for os in pairs.values() for o in os}
     logits = _choose_logits(outputs, taken, given, interface)
     plan = Plan(interface, source, flat, feeds, [], parts, logits, evidence)
     if pairs:
@@ -270,18 +343,89 @@ def _whole(tensor: str, batch_axis: int, size: int) -> Place:
     return Place(tensor, batch_axis, None, None, 1, tuple(range(size)))
 
 
+def _traced_and_said(
+    parts: list[Part], said: list[dict[str, Any]], outputs: Feeds
+) -> list[Part]:
+    """Traced parts under what the roles say of their tensors, which must not contradict it."""
+    for part in parts:
+        if part.before is None:
+            continue
+        entry = next((e for e in said if e["input"] == part.before.tensor
+                      and e.get("layer_index") in (None, part.before.layer_index)), {})  # fmt: skip
+        output = entry.get("output")
+        if output is not None and part.after is None and output in outputs:
+            part.after = replace(part.before, tensor=output)
+            part.evidence.append(f"{output!r} continues {part.before.tensor!r}, as the roles say")
+        elif output is not None and part.after and part.after.tensor != output:
+            raise ModelError(
+                f"The roles pair {part.before.tensor!r} with {output!r}, but tracing shows that "
+                f"{part.after.tensor!r} holds the new state of {part.node}."
+            )
+        if part.before.layer_index is None or "layer_index" in entry:
+            part.name = entry.get("name", part.name)
+            part.kind = entry.get("kind", part.kind)
+            part.layer = entry.get("layer", part.layer)
+    return parts
+
+
+def _part_said(entry: dict[str, Any], part: Part, feeds: Feeds, outputs: Feeds) -> Part:
+    """A part that tracing did not reach, as the roles say: a whole tensor or a slice of one."""
+    assert part.before is not None
+    name, shape = part.before.tensor, feeds[part.before.tensor].shape
+    output, axis = entry.get("output"), entry.get("batch_axis", part.batch_axis)
+    layer, index = entry.get("layer_axis"), entry.get("layer_index")
+    _check_axes(entry.get("name", name), shape, axis, layer, index)
+    count = shape[layer] if layer is not None else 1
+    size = feeds[name].size // STREAMS // count
+    before = Place(name, axis, layer, index, count, tuple(range(size)))
+    after = None
+    if output is not None:
+        _check_pair(name, shape, output, outputs, entry.get("name", name))
+        after = replace(before, tensor=output)
+    return replace(part, name=entry.get("name", part.name), kind=entry.get("kind", part.kind),
+                   layer=entry.get("layer", part.layer), batch_axis=axis, before=before,
+                   after=after, initial=entry.get("initial"), size=size,
+                   evidence=["as the roles say"] if after else [])  # fmt: skip
+
+
+def _as_roles(part: Part, open_: dict[str, list[str]]) -> dict[str, Any]:
+    """A part as an entry of the roles, with what is open as null."""
+    before, after = part.before, part.after
+    assert before is not None
+    entry: dict[str, Any] = {"name": part.name, "input": before.tensor,
+                             "output": after.tensor if after else None}  # fmt: skip
+    if before.tensor in open_:
+        entry["candidates"] = open_[before.tensor]
+    if after is not None and before != replace(after, tensor=before.tensor):
+        return entry  # kept otherwise on the way out: for the tracing to say
+    entry |= {"kind": part.kind, "layer": part.layer, "batch_axis": before.batch_axis}
+    if before.layer_axis is not None:
+        entry |= {"layer_axis": before.layer_axis, "layer_index": before.layer_index}
+    return entry
+
+
 def _by_name(
-    source: Source, parts: list[Part], feeds: Feeds, outputs: Feeds
+    source: Source,
+    parts: list[Part],
+    feeds: Feeds,
+    outputs: Feeds,
+    said: list[dict[str, Any]],
 ) -> tuple[list[Part], dict[str, list[str]]]:
     """Parts for the state inputs that tracing did not reach.
 
     Returns:
-        The parts; and input → outputs among which only behaviour decides.
+        The parts; and input → outputs of its shape, among which only behaviour decides.
     """
+    unknown = [s["input"] for s in said if s["input"] not in feeds]
+    if unknown:
+        raise ModelError(f"The roles name {unknown[0]!r} as input of a state; the graph's inputs "
+                         f"are {', '.join(sorted(feeds))}.")  # fmt: skip
+    given = {s["input"]: [e for e in said if e["input"] == s["input"]] for s in said}
     traced_in = {p.before.tensor for p in parts if p.before}
     traced_out = {p.after.tensor for p in parts if p.after}
     left = [n for n in source.interface.states if n not in traced_in]
-    free = [o for o in outputs if o not in traced_out]
+    fixed = {s["output"] for s in said if "output" in s}
+    free = [o for o in outputs if o not in traced_out | fixed]
     found = list(parts)
     for part in found:
         _remark_on_names(part)
@@ -298,18 +442,19 @@ def _by_name(
         size = feeds[name].size // STREAMS
         part = Part(_tidy(name), kind_of(name), number, f"input {name!r}", [], None, name, axis,
                     before=_whole(name, axis, size), size=size)  # fmt: skip
+        if any("output" in e for e in given.get(name, [])):
+            found.extend(_part_said(e, part, feeds, outputs) for e in given[name])
+            continue
+        if name in given:
+            part = _part_said(given[name][0], part, feeds, outputs)
         if name in named:
             part.after = _whole(named[name], axis, size)
             part.evidence.append(f"the names {name!r} and {named[name]!r} belong together, and "
                                  f"their shapes agree: {list(feeds[name].shape)}")  # fmt: skip
-        elif len(options) == 1 and len(rivals) == 1:
+        elif len(options) == 1 and len(rivals) == 1 and source.interface.time is None:
             part.after = _whole(options[0], axis, size)
             part.evidence.append(f"{options[0]!r} is the only output with the shape and type of "
                                  f"{name!r}: {list(feeds[name].shape)}")  # fmt: skip
-        elif not options:
-            raise Undecided(
-                f"the input {name!r} {list(feeds[name].shape)} has no output of its shape and type"
-            )
         else:
             open_[name] = options
         found.append(part)
@@ -336,33 +481,44 @@ def _tidy(name: str) -> str:
     return clean if clean not in reserved else f"state.{clean}"
 
 
+def _check_pair(before: str, shape: tuple[int, ...], after: str, outputs: Feeds, name: str) -> None:
+    """Refuse an output that the graph does not have, or that has another shape."""
+    if after not in outputs:
+        raise ModelError(f"The roles name {after!r} as output of the state {name!r}; the graph's "
+                         f"outputs are {', '.join(sorted(outputs))}.")  # fmt: skip
+    if outputs[after].shape != shape:
+        raise ModelError(
+            f"The roles pair {before!r} {list(shape)} with {after!r} "
+            f"{list(outputs[after].shape)}; a state must keep its shape."
+        )
+
+
+def _check_axes(
+    name: str, shape: tuple[int, ...], batch: int, layer: int | None, index: int | None
+) -> None:
+    axes = [a for a in (batch, layer) if a is not None]
+    if max(axes) >= len(shape) or shape[batch] != STREAMS:
+        raise ModelError(
+            f"The roles' axes of the state {name!r} do not fit {list(shape)} for {STREAMS} streams."
+        )
+    if layer is not None and index is not None and index >= shape[layer]:
+        raise ModelError(f"The roles put the state {name!r} at place {index} of an axis of "
+                         f"{shape[layer]}.")  # fmt: skip
+
+
 def _parts_as_said(
-    flat: Flat, states: list[State], feeds: Feeds, *, x: str, metadata: bool
+    states: list[State], feeds: Feeds, outputs: Feeds, *, x: str, metadata: bool
 ) -> list[Part]:
-    outputs = _outputs(flat, feeds)
     parts = []
     why = "the file's own metadata says so" if metadata else "as the roles say"
     for s in states:
-        for side, name, there in (("input", s.input, feeds), ("output", s.output, outputs)):
-            if name not in there:
-                raise ModelError(
-                    f"The roles name {name!r} as {side} of the state {s.name!r}; the graph's "
-                    f"{side}s are {', '.join(sorted(there))}."
-                )
+        if s.input not in feeds:
+            raise ModelError(f"The roles name {s.input!r} as input of the state {s.name!r}; the "
+                             f"graph's inputs are {', '.join(sorted(feeds))}.")  # fmt: skip
         shape = feeds[s.input].shape
-        if outputs[s.output].shape != shape:
-            raise ModelError(
-                f"The roles pair {s.input!r} {list(shape)} with {s.output!r} "
-                f"{list(outputs[s.output].shape)}; a state must keep its shape."
-            )
-        axes = [a for a in (s.batch_axis, s.layer_axis) if a is not None]
-        if max(axes) >= len(shape) or shape[s.batch_axis] != STREAMS:
-            raise ModelError(f"The roles' axes of the state {s.name!r} do not fit {list(shape)} "
-                             f"for {STREAMS} streams.")  # fmt: skip
+        _check_pair(s.input, shape, s.output, outputs, s.name)
+        _check_axes(s.name, shape, s.batch_axis, s.layer_axis, s.layer_index)
         count = shape[s.layer_axis] if s.layer_axis is not None else 1
-        if s.layer_index is not None and s.layer_index >= count:
-            raise ModelError(f"The roles put the state {s.name!r} at place {s.layer_index} of an "
-                             f"axis of {count}.")  # fmt: skip
         size = feeds[s.input].size // STREAMS // count
         order = tuple(range(size))
         before = Place(s.input, s.batch_axis, s.layer_axis, s.layer_index, count, order)
@@ -423,11 +579,24 @@ def _settle(plan: Plan, open_: dict[str, list[str]]) -> None:
         )
 
 
+_REMEDY = (
+    ". An input that is no state gets a value of its own under constants; a state is paired under "
+    "states"
+)
+
+
 def _ambiguous(open_: dict[str, list[str]]) -> str:
-    return "; ".join(
-        f"the input {n!r} may belong to {' or '.join(map(repr, o))}, which have its shape"
-        for n, o in open_.items()
-    )
+    parts = []
+    for name, outputs in open_.items():
+        if len(outputs) > 1:
+            which = f"{' or '.join(map(repr, outputs))}, which have its shape"
+        else:
+            which = (
+                f"{outputs[0]!r}, the only output of its shape, but neither their names nor "
+                "tracing say so, and one step at a time cannot show it"
+            )
+        parts.append(f"the input {name!r} may belong to {which}")
+    return "; ".join(parts) + _REMEDY
 
 
 def prove(plan: Plan, *, quiet: bool = False) -> None:
@@ -480,6 +649,10 @@ def prove(plan: Plan, *, quiet: bool = False) -> None:
         if not quiet:
             part.evidence.append("fed back, it changes the next step")
     if i.time is not None:
+        for part in plan.parts:
+            if not part.ends and not quiet:
+                part.evidence.append("the file takes a fixed number of steps, so no run of several "
+                                     "can show whether the pair is right")  # fmt: skip
         return
     steps = 3
     x = example(i, streams, steps, 23, top=2)

@@ -128,14 +128,7 @@ def export(
     try:
         plan = make_plan(wide, given)
     except Undecided as error:
-        template = target.with_name(f"{target.name}.roles.json")
-        write_template(template, _known(given), [i.name for i in original.graph.input],
-                       [o.name for o in original.graph.output])  # fmt: skip
-        reason = str(error).rstrip(".")
-        raise RolesNeeded(
-            f"The roles of this model cannot be decided: {reason}. A template was written to "
-            f"{template}: complete it and give it with --roles."
-        ) from error
+        raise _roles_needed(error, target, given, original) from error
     notes = []
     if half:
         notes.append("The shipped file computes in half precision; the written one in float32.")
@@ -191,17 +184,32 @@ def _from_metadata(proto: onnx.ModelProto) -> tuple[dict[str, Any], Vocabulary |
     if not any(p.key == ROLES_KEY for p in proto.metadata_props):
         return {}, None
     roles, vocabulary = read_roles(proto)
+    states = [{k: v for k, v in asdict(s).items() if v is not None} for s in roles.states]
     given = {"tokens": roles.tokens, "layout": "NT", "logits": roles.logits,
-             "embedding": roles.embedding, "states": list(roles.states),
-             "metadata": True}  # fmt: skip
+             "embedding": roles.embedding, "states": states, "metadata": True}  # fmt: skip
     return given, vocabulary
 
 
-def _known(given: dict[str, Any]) -> dict[str, Any]:
-    known = {k: v for k, v in given.items() if k not in ("metadata", "version")}
-    if "states" in known:
-        known["states"] = [asdict(s) for s in known["states"]]
-    return known
+def _roles_needed(
+    error: Undecided, target: Path, given: dict[str, Any], model: onnx.ModelProto
+) -> RolesNeeded:
+    """What is open, after writing a template with what is known beside `target`."""
+    reason = f"The roles of this model cannot be decided: {str(error).rstrip('.')}."
+    template = target.with_name(f"{target.name}.roles.json")
+    if template.exists():
+        # It may hold a user's work.
+        return RolesNeeded(
+            f"{reason} {template} exists and was left as it is: complete it and give it with "
+            "--roles, or move it away for a new template."
+        )
+    said = {k: v for k, v in given.items() if k not in ("metadata", "version")}
+    known = {**said, **error.known}
+    known["constants"] = {**error.known.get("constants", {}), **said.get("constants", {})}
+    write_template(template, known, [i.name for i in model.graph.input],
+                   [o.name for o in model.graph.output])  # fmt: skip
+    return RolesNeeded(
+        f"{reason} A template was written to {template}: complete it and give it with --roles."
+    )
 
 
 def _is_half(model: onnx.ModelProto) -> bool:
