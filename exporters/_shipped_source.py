@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from ._parity import Feeds
 from ._shipped_flat import FLOAT_TYPES
 from ._shipped_roles import name_pairs
+from ._shipped_rounding import rounds
 
 LENGTHS = "lengths"
 ONES = "ones"
@@ -79,7 +80,10 @@ class Source:
             for dim in value.type.tensor_type.shape.dim:
                 if dim.HasField("dim_param"):
                     dim.Clear()  # axes that share a name by mistake must not stop a run
-        self.session = _runtime.session(loose, threads=1)
+        self.model = loose
+        # A quantised LSTM takes a scale for the streams of each thread: as many threads as the
+        # written file has, or the two would round otherwise.
+        self.session = _runtime.session(loose, threads=None if rounds(loose) else 1)
 
     def dtype(self, name: str) -> np.dtype:
         return np.dtype(
