@@ -234,6 +234,11 @@ def _not_run(model: onnx.ModelProto, said: dict[str, Any]) -> Undecided:
     return Undecided(
         "No way was found to run the model: none of its inputs serves as tokens (integer, "
         f"[N, T] or [T, N]) or features. Its inputs are {shown:.400}."
+        + "".join(
+            f" The roles put the streams on axis {axis} of {name!r}."
+            for name, axis in said["states"].items()
+            if axis is not None
+        )
     )
 
 
@@ -381,9 +386,7 @@ def _whole(tensor: str, batch_axis: int, size: int) -> Place:
     return Place(tensor, batch_axis, None, None, 1, tuple(range(size)))
 
 
-def _traced_and_said(
-    parts: list[Part], said: list[dict[str, Any]], outputs: Feeds
-) -> list[Part]:
+def _traced_and_said(parts: list[Part], said: list[dict[str, Any]], outputs: Feeds) -> list[Part]:
     """Traced parts under what the roles say of their tensors, which must not contradict it."""
     for part in parts:
         if part.before is None:

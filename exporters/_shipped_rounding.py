@@ -50,10 +50,10 @@ def unrounded(model: onnx.ModelProto) -> onnx.ModelProto | None:
             wide.add(y)
             store(scale, np.array(1))
             store(zero, np.array(0))
-        elif node.op_type in ("MatMulInteger", "ConvInteger"):
+        elif node.op_type in ("MatMulInteger", "ConvInteger") and node.input[0] in wide:
             weights = stored.get(node.input[1])
             zero = stored.get(node.input[3]) if len(node.input) > 3 else np.array(0)
-            if node.input[0] not in wide or weights is None or zero is None:
+            if weights is None or zero is None:
                 return None
             if node.op_type == "ConvInteger" and zero.ndim:
                 zero = zero.reshape(-1, *(1,) * (weights.ndim - 1))

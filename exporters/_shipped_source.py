@@ -237,8 +237,10 @@ def unaccounted(model: onnx.ModelProto, given: dict[str, Any]) -> dict[str, str]
         free = sum(isinstance(d, str) for d in dims)
         if not dims:
             found[name] = "has no axes, so it is neither read step by step nor a state"
-        elif free > 1 and value.type.tensor_type.elem_type in FLOAT_TYPES and not isinstance(
-            dims[-1], int
+        elif (
+            free > 1
+            and value.type.tensor_type.elem_type in FLOAT_TYPES
+            and not isinstance(dims[-1], int)
         ):
             found[name] = f"is declared as {dims}, with more than one open axis"
     return found
