@@ -17,7 +17,6 @@ from ._output import check_output, output_option
 
 if TYPE_CHECKING:
     from mnemoscope.exporters._report import Report
-    from mnemoscope.exporters.shipped import Report as ShippedReport
 
 
 def _vocabulary_options(command: Callable) -> Callable:
@@ -113,11 +112,9 @@ def torch(
     from mnemoscope.exporters._load import load_object
 
     report = pytorch.export(load_object(reference), output, **_given(options))
-    for line in _lines(report):
-        click.echo(line)
+    _tell(report, output, options, made="Traced by")
     if options["weights"] is None:
         click.echo("No --weights given: the weights are as OBJECT left them.")
-    click.echo(f"Written to {output}; next: mnemoscope inspect {output}")
 
 
 @export.command(
@@ -150,7 +147,7 @@ def keras(source: str, output: str, state_names: str | None, **options: Any) -> 
     whole = os.path.isfile(os.path.join(source, "saved_model.pb"))
     model = source if whole else tensorflow.load_model(source)
     report = tensorflow.export(model, output, **_given(options))
-    _tell(report, output)
+    _tell(report, output, options)
     if options["weights"] is None and not os.path.exists(source):
         click.echo("No --weights given: the weights are as OBJECT left them.")
 
@@ -183,7 +180,7 @@ def tf1_checkpoint(checkpoint: str, output: str, state_names: str | None, **opti
     _require_tensorflow("a TensorFlow 1 checkpoint")
     from mnemoscope.exporters import tf1_checkpoint as exporter
 
-    _tell(exporter.export(checkpoint, output, **_given(options)), output)
+    _tell(exporter.export(checkpoint, output, **_given(options)), output, options)
 
 
 @export.command(
@@ -210,27 +207,8 @@ def onnx(shipped: str, output: str, **options: Any) -> None:
     check_output(output, inputs=[shipped, *(f for f in files if f)])
     from mnemoscope.exporters import shipped as exporter
 
-    report = exporter.export(shipped, output, **_given(options))
-    for line in _shipped_lines(report):
-        click.echo(line)
-    click.echo(f"Written to {output}; next: mnemoscope inspect {output}")
-
-
-def _shipped_lines(report: ShippedReport) -> Iterator[str]:
-    for name, why in report.evidence:
-        yield f"{name}: {why}."
-    yield (
-        f"Reads {report.tokens} in {report.vocabulary_size:,} kinds, embedding of "
-        f"{report.embedding_size}; logits: {report.logits}"
-        f"{', log-probabilities' if report.normalized else ''}."
-    )
-    yield "States: " + ", ".join(f"{s.name} ({s.kind}, layer {s.layer})" for s in report.states)
-    yield from (f"Note: {note}" for note in report.notes)
-    parity = report.parity
-    yield (
-        f"Differs from the original by {parity.worst:.1e} at most over {parity.steps} steps and "
-        f"batches of {', '.join(map(str, parity.batches))} ({parity.tolerance:.0e} allowed)."
-    )
+    # A shipped file may carry a vocabulary of its own; its notes tell whether one is missing.
+    _tell(exporter.export(shipped, output, **_given(options)), output, {"vocabulary": shipped})
 
 
 def _require_tensorflow(what: str) -> None:
@@ -250,11 +228,16 @@ def _require_tensorflow(what: str) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _tell(report: Report, output: str) -> None:
-    for line in _lines(report, "Made from"):
+def _tell(report: Report, output: str, options: dict[str, Any], made: str = "Made from") -> None:
+    for name, why in report.evidence:
+        click.echo(f"{name}: {why}.")
+    for line in _lines(report, made):
         click.echo(line)
-    for note in report.notes:
-        click.echo(note)
+    from mnemoscope.exporters._report import NO_VOCABULARY
+
+    missing = (NO_VOCABULARY,) if options["vocabulary"] is None else ()
+    for note in dict.fromkeys((*report.notes, *missing)):
+        click.echo(f"Note: {note}")
     click.echo(f"Written to {output}; next: mnemoscope inspect {output}")
 
 
@@ -262,7 +245,7 @@ def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
-def _lines(report: Report, made: str = "Traced by") -> Iterator[str]:
+def _lines(report: Report, made: str) -> Iterator[str]:
     logits = f"{report.logits}{', log-probabilities' if report.normalized else ''}"
     yield f"Tokens {report.tokens} in {report.vocabulary_size:,} kinds, logits {logits}."
     yield f"Embedding of {report.embedding_size}; initial state: {report.initial}."

@@ -8,6 +8,8 @@ from mnemoscope.analyzer.roles import State
 
 from ._parity import Parity
 
+NO_VOCABULARY = "No --vocabulary: a corpus for this model must hold token ids, not words."
+
 
 @dataclass(frozen=True)
 class Report:
@@ -15,8 +17,9 @@ class Report:
 
     Attributes:
         path: The file written.
-        tokens: Layout of the source's tokens: ``[batch, time]`` or ``[time, batch]``.
-        logits: Layout of its logits over the axes N (batch), T (time) and V.
+        tokens: Layout of the source's tokens, such as ``[batch, time]``; for a shipped file after
+            the name of the input.
+        logits: Layout of its logits over the axes N (batch), T (time) and V, or their name.
         vocabulary_size: V.
         embedding_size: E.
         normalized: The logits are log-probabilities.
@@ -25,6 +28,7 @@ class Report:
         route: How the step was made from the source.
         parity: Agreement of the written file with the source.
         notes: What a reader of the results must know besides, a sentence each.
+        evidence: Tensor or state → why it has its role, where that was found out.
     """
 
     path: str
@@ -38,3 +42,4 @@ class Report:
     route: str
     parity: Parity
     notes: tuple[str, ...] = ()
+    evidence: tuple[tuple[str, str], ...] = ()

@@ -99,7 +99,7 @@ def append_logarithm(graph: onnx.GraphProto, name: str) -> str:
     prefix = "mnemoscope/logarithm"
     maker = makers.get(at)
     if maker is None or maker.op_type != "Softmax":
-        smallest = numpy_helper.from_array(np.float32(SMALLEST), f"{prefix}/smallest")
+        smallest = numpy_helper.from_array(np.array(SMALLEST, np.float32), f"{prefix}/smallest")
         graph.initializer.append(smallest)
         graph.node.append(helper.make_node("Max", [name, smallest.name], [f"{prefix}/bounded"]))
         graph.node.append(helper.make_node("Log", [f"{prefix}/bounded"], [prefix]))

@@ -143,26 +143,26 @@ class Plan:
         return new
 
 
-def _rows(tensor: np.ndarray, place: Place) -> np.ndarray:
+def view(tensor: np.ndarray, place: Place | State) -> np.ndarray:
     """A view ``[N, ...]`` of a component's slice."""
-    view = np.moveaxis(tensor, place.batch_axis, 0)
+    moved = np.moveaxis(tensor, place.batch_axis, 0)
     if place.layer_axis is not None:
         axis = place.layer_axis + (place.layer_axis < place.batch_axis)
         assert place.layer_index is not None
-        view = np.moveaxis(view, axis, 0)[place.layer_index]
-    return view
+        moved = np.moveaxis(moved, axis, 0)[place.layer_index]
+    return moved
 
 
 def _take(tensor: np.ndarray, place: Place) -> np.ndarray:
-    rows = _rows(tensor, place)
+    rows = view(tensor, place)
     return rows.reshape(rows.shape[0], -1)[:, list(place.order)]
 
 
 def _write(tensor: np.ndarray, place: Place, value: np.ndarray) -> None:
-    view = _rows(tensor, place)
-    flat = np.empty((view.shape[0], value.shape[1]), tensor.dtype)
+    rows = view(tensor, place)
+    flat = np.empty((rows.shape[0], value.shape[1]), tensor.dtype)
     flat[:, list(place.order)] = value
-    view[...] = flat.reshape(view.shape)
+    rows[...] = flat.reshape(rows.shape)
 
 
 def make_plan(model: onnx.ModelProto, given: dict[str, Any]) -> Plan:
@@ -782,4 +782,4 @@ def _rows_of_table(flat: Flat, interface: Interface) -> int:
     return 0
 
 
-__all__ = ["Plan", "Slot", "Undecided", "make_plan", "prove"]
+__all__ = ["Plan", "Slot", "Undecided", "make_plan", "prove", "view"]

@@ -62,12 +62,11 @@ def unrounded(model: onnx.ModelProto) -> onnx.ModelProto | None:
             nodes.append(node)
         elif node.op_type == "DynamicQuantizeLSTM":
             names = list(node.input)
-            values = [stored.get(n) for n in (*names[1:3], *names[8:12])]
-            if len(values) < 6 or any(v is None for v in values):
-                return None
-            for place, value, scale, zero in ((1, values[0], *values[2:4]),
-                                              (2, values[1], *values[4:6])):  # fmt: skip
-                names[place] = store(f"{key}/{place}", _dequantized(value, scale, zero))
+            for place, its in ((1, names[8:10]), (2, names[10:12])):
+                values = [stored[n] for n in (names[place], *its) if n in stored]
+                if len(values) < 3:
+                    return None
+                names[place] = store(f"{key}/{place}", _dequantized(*values))
             del node.input[:]
             node.input.extend(names[:8])
             node.op_type, node.domain = "LSTM", ""

@@ -129,8 +129,7 @@ class Source:
         if isinstance(value, str):
             if rank == 2:
                 return np.ones((batch, time), dtype)
-            shape = () if rank == 0 else (batch,)
-            return np.full(shape, time if value == LENGTHS else 1, dtype)
+            return np.full((batch,)[:rank], time if value == LENGTHS else 1, dtype)
         shape = [d if isinstance(d, int) else 1 for d in dims_of(self.inputs[name])]
         axis = self.stream_axis(name)
         try:

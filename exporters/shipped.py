@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ._embedding import EMBEDDING
 from ._graph import rename_values
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
 from ._parity import Feeds, Parity, ParityError, check_parity, check_sequences
+from ._report import NO_VOCABULARY, Report
 from ._shipped_flat import opset_of, refuse_backward, without_functions
 from ._shipped_output import (
     append_logarithm,
@@ -36,7 +37,7 @@ from ._shipped_output import (
     bounded,
     logarithm,
 )
-from ._shipped_plan import Plan, Slot, Undecided, make_plan
+from ._shipped_plan import Plan, Slot, Undecided, make_plan, view
 from ._shipped_roles import RolesNeeded, read_given, write_template
 from ._shipped_rounding import unrounded
 from ._shipped_source import Source
@@ -56,35 +57,6 @@ _ROUNDED, _ROUNDED_SEQUENCE = 1e-2, 0.1
 # A causal convolution or a window reaches back so far, seldom further. Rounding grows on the way,
 # where the recurrence is chaotic by orders; memory that is missing shows in the first digits.
 _LONG, _DRIFTED, _DRIFTED_ROUNDED = 96, 1e-3, 0.3
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an export found.
-
-    Attributes:
-        path: The file written.
-        tokens: The input that is read, and its layout, such as ``x [N, T]``.
-        logits: The output that plays the logits.
-        vocabulary_size: V.
-        embedding_size: E.
-        normalized: The logits are log-probabilities.
-        states: The state components.
-        evidence: Role → why, in the order of the roles; role names are tensors' and states'.
-        notes: What a reader of the results must know.
-        parity: Agreement of the written file with the shipped one.
-    """
-
-    path: str
-    tokens: str
-    logits: str
-    vocabulary_size: int
-    embedding_size: int
-    normalized: bool
-    states: tuple[State, ...]
-    evidence: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    parity: Parity
 
 
 def export(
@@ -185,9 +157,11 @@ def export(
         embedding_size=width.type.tensor_type.shape.dim[-1].dim_value,
         normalized=described.normalized,
         states=states,
-        evidence=_evidence(plan, slots),
-        notes=tuple(notes),
+        initial="stored" if any(s.initial is not None for s in states) else "zeros",
+        route="the shipped graph",
         parity=parity,
+        notes=tuple(notes),
+        evidence=_evidence(plan, slots),
     )
 
 
@@ -277,7 +251,7 @@ def _vocabulary(
             words = Vocabulary(tuple(map(str, range(size))), level or "word")
             notes.append('No --vocabulary: the tokens are called "0", "1", ... by their ids.')
     elif words is None:
-        notes.append("No --vocabulary: a corpus for this model must hold token ids, not words.")
+        notes.append(NO_VOCABULARY)
     return table, size, words, free
 
 
@@ -320,21 +294,13 @@ def _assemble(
     i = plan.interface
     model = _converted(plan.flat.model)
     graph = model.graph
-    new: dict[str, str] = {"tokens": "mnemoscope/given/tokens"} if i.x != "tokens" else {}
     # Names of the contract must be free for what they mean there.
-    for name in ("logits", "embedding"):
-        new[name] = f"mnemoscope/given/{name}"
-    if i.x == "tokens":
-        new["tokens"] = "mnemoscope/given/tokens"
+    new = {name: f"mnemoscope/given/{name}" for name in ("tokens", "logits", "embedding")}
     # A file that an exporter wrote has these already.
     computed = [o for n in graph.node for o in n.output]
     new.update({o: f"given.{o}" for o in computed if o.startswith(f"{EMBEDDING}.")})
     for name in ("layout", "logits/shape", "logits/first", "table", "features", "logarithm"):
         new[f"mnemoscope/{name}"] = f"mnemoscope/given/{name}"
-    for slot in plan.slots:
-        for name in (slot.input, slot.output):
-            if name in ("tokens", "logits", "embedding"):
-                new[name] = f"mnemoscope/given/{name}"
     rename_values(graph.node, new)
     for node in graph.node:
         node.name = f"given.{node.name}" if node.name else ""
@@ -507,41 +473,51 @@ def _compare(
         written = bounded(written, "logits")
     batches = (1, 2, 5) if i.batch is None else tuple(n for n in (1, 2, 5) if n <= i.batch)
     twin = unrounded(written) if plan.steady is not source else None
+    roles, _ = read_roles(written)
+    # Without the rounding, where the file rounds and that can be left out.
+    exact, shipped = (written, source) if twin is None else (twin, plan.steady)
 
-    def sequences(steps: int, streams: Sequence[int], within: float | None) -> Parity:
-        """Whole sequences from their start, without the rounding where that can be left out."""
-        model, shipped = (written, source) if twin is None else (twin, plan.steady)
+    def steps(
+        model: onnx.ModelProto, source: Source, streams: Sequence[int], within: float | None
+    ) -> Parity:
+        """Single steps on the shipped model's own interface."""
+        return check_parity(model, _reference(plan, source, table, roles), vocabulary_size=size,
+                            batches=streams, tolerance=within, seed=seed)  # fmt: skip
+
+    def sequences(
+        model: onnx.ModelProto, source: Source, count: int, streams: Sequence[int],
+        within: float | None,
+    ) -> Parity:  # fmt: skip
+        """Whole sequences from their start."""
         return check_sequences(
-            model, lambda ids, _: (_sequence(plan, shipped, table, ids), {}), vocabulary_size=size,
-            lengths=(steps,), batches=streams, from_random=False, tolerance=within, seed=seed
+            model, lambda ids, _: (_sequence(plan, source, table, ids), {}), vocabulary_size=size,
+            lengths=(count,), batches=streams, from_random=False, tolerance=within, seed=seed
         )  # fmt: skip
 
     found = []
-    if plan.on_interface and i.time in (None, 1):
-        roles, _ = read_roles(written)
-        within = _ROUNDED if plan.rounds and tolerance is None else tolerance
+    single = i.time in (None, 1)
+    if plan.rounds and single:
+        # One stream: a scale for all of a batch lets streams influence one another.
+        near = _ROUNDED if tolerance is None else tolerance
         found.append(
-            check_parity(written, _reference(plan, source, table, roles), vocabulary_size=size,
-                         batches=batches, tolerance=within, seed=seed)
+            steps(written, source, batches[:1], near) if plan.on_interface
+            else sequences(written, source, 1, batches[:1], near)
         )  # fmt: skip
-    elif plan.rounds and i.time in (None, 1):
-        found.append(
-            check_sequences(written, lambda ids, _: (_sequence(plan, source, table, ids), {}),
-                            vocabulary_size=size, lengths=(1,), batches=batches, from_random=False,
-                            tolerance=_ROUNDED if tolerance is None else tolerance, seed=seed)
-        )  # fmt: skip
+    if plan.on_interface and single and not (plan.rounds and twin is None):
+        found.append(steps(exact, shipped, batches, tolerance))
     if plan.rounds:
         notes.append(
             "The file rounds with scales taken from each run, so steps round otherwise than whole "
-            "sequences; exact derivatives do not exist (use --method fd with a wide --step). One "
-            f"step was compared with the rounding ({_ROUNDED:g} allowed unless --tolerance says "
-            + ("otherwise), and whole sequences without it." if twin is not None else "otherwise).")
+            "sequences; exact derivatives do not exist (use --method fd with a wide --step). "
+            f"Single steps were compared with the rounding ({_ROUNDED:g} allowed unless "
+            "--tolerance says otherwise)"
+            + (", and whole sequences without it." if twin is not None else ".")
         )
     if i.time != 1 and not (plan.rounds and twin is None and found):
         within = _ROUNDED_SEQUENCE if plan.rounds and twin is None and tolerance is None else None
         # A file that insists on many steps is slow to follow.
         few = batches if (i.time or 1) <= _LONG else batches[:1]
-        found.append(sequences(i.time or 6, few, tolerance or within))
+        found.append(sequences(exact, shipped, i.time or 6, few, tolerance or within))
         if not plan.on_interface:
             notes.append(
                 "States were added to the graph's interface, so the written file was compared "
@@ -550,7 +526,7 @@ def _compare(
     if i.time is None:
         drifted = _DRIFTED_ROUNDED if plan.rounds and twin is None else _DRIFTED
         try:
-            long = sequences(_LONG, batches[:1], max(tolerance or 0.0, drifted))
+            long = sequences(exact, shipped, _LONG, batches[:1], max(tolerance or 0.0, drifted))
         except ParityError as error:
             raise ParityError(
                 f"The shipped file remembers by other means than the states that were found: run "
@@ -558,12 +534,12 @@ def _compare(
                 "convolution or attention over time does so; export the model again with what it "
                 f"keeps of earlier steps as a state. {error}"
             ) from error
-        near = f"to {long.worst:.0e}" if long.worst else "exactly"
+        how = f"to {long.worst:.0e}" if long.worst else "exactly"
         plan.evidence[plan.logits].append(
-            f"one run of {_LONG} steps gives the logits of as many single steps ({near})"
+            f"one run of {_LONG} steps gives the logits of as many single steps ({how})"
         )
     if not found:
-        found.append(sequences(1, batches, tolerance))
+        found.append(sequences(exact, shipped, 1, batches, tolerance))
         notes.append(
             "The shipped file takes one step and does not carry its state: only that one step "
             "could be compared."
@@ -578,13 +554,6 @@ def _compare(
 def _reference(plan: Plan, source: Source, table: np.ndarray | None, roles: Roles):
     """One step of the shipped model, under the names of the written one."""
     states = {s.name: s for s in roles.states}
-
-    def view(tensor: np.ndarray, state: State) -> np.ndarray:
-        moved = np.moveaxis(tensor, state.batch_axis, 0)
-        if state.layer_axis is not None:
-            moved = np.moveaxis(moved, state.layer_axis + (state.layer_axis < state.batch_axis), 0)
-            moved = moved[state.layer_index]
-        return moved
 
     def step(feeds: Feeds) -> Feeds:
         ids = feeds[roles.tokens]

@@ -385,7 +385,7 @@ def test_command(tmp_path):
         "input 'state'[1] reaches initial_c of LSTM",
         "Note: The input 'input' is floating point, so it is itself the embedding",
         "Note: The output 'output' has 1 numbers for 16 tokens",
-        "Differs from the original by ",
+        "Made from the shipped graph; differs from the original by ",
         "next: mnemoscope inspect",
     ):
         assert line in done.stdout, line

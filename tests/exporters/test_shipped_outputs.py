@@ -182,7 +182,9 @@ def test_quantised_models_need_no_tolerance(tmp_path, layers, states):
     report = export(quantized(net, tmp_path), tmp_path)
     assert report.parity.tolerance == 0.01
     assert report.parity.worst < 1e-5
-    assert any("One step was compared with the rounding (0.01 allowed" in n for n in report.notes)
+    assert any(
+        "Single steps were compared with the rounding (0.01 allowed" in n for n in report.notes
+    )
     if states:
         said = "one run of 3 steps equals 3 runs of one step (when its rounding is left out)"
         assert said in dict(report.evidence)["lstm0.h"]
@@ -229,7 +231,7 @@ def test_a_quantised_model_whose_twin_is_not_known(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "unrounded", lambda model: None)
     report = export(quantized(forms.classic(layers=2), tmp_path), tmp_path)
     assert "(to its rounding)" in dict(report.evidence)["lstm0.h"]
-    assert any("unless --tolerance says otherwise)." in n for n in report.notes)
+    assert any("--tolerance says otherwise)." in n for n in report.notes)
 
 
 def test_changed_weights_of_a_quantised_model_are_caught(tmp_path, monkeypatch):
