@@ -204,7 +204,7 @@ def make_plan(model: onnx.ModelProto, given: dict[str, Any]) -> Plan:
     if found is not None:
         return found
     if not known:
-        raise _not_run(model, said)
+        raise _not_run(model, given, said)
     reason = "; ".join(dict.fromkeys(problems))[:700]
     best = max(known, key=lambda k: ("states" in k, "logits" in k))
     if best.get("states"):
@@ -218,16 +218,25 @@ def _rivals(first: str, second: str) -> bool:
     return first != second and (sounds_like_state(first) or not sounds_like_state(second))
 
 
-def _not_run(model: onnx.ModelProto, said: dict[str, Any]) -> Undecided:
+def _not_run(model: onnx.ModelProto, given: dict[str, Any], said: dict[str, Any]) -> Undecided:
     """No way was found to run the model: why."""
     odd = unaccounted(model, said)
     if odd:
         name = next(iter(odd))
-        return Undecided(
+        reason = (
             f"nothing says what {'; '.join(f'the input {n!r} is: it {w}' for n, w in odd.items())}."
-            f' If it always has the same value, give that: "constants": {{"{name}": 1.0}}',
-            {"constants": dict.fromkeys(odd)},
+            f' If it always has the same value, give that: "constants": {{"{name}": 1.0}}'
         )
+        # What else is open, with some value in its place.
+        ones = {**given.get("constants", {}), **dict.fromkeys(odd, 1.0)}
+        known: dict[str, Any] = {}
+        try:
+            make_plan(model, {**given, "constants": ones})
+        except Undecided as error:
+            reason, known = f"{reason}. Then, {error}", error.known
+        except ModelError:
+            pass  # nothing more can be said
+        return Undecided(reason, {**known, "constants": dict.fromkeys(odd)})
     inputs = {i.name: [d.dim_value or d.dim_param for d in i.type.tensor_type.shape.dim]
               for i in model.graph.input}  # fmt: skip
     shown = ", ".join(f"{n} {s}" for n, s in itertools.islice(inputs.items(), 12))

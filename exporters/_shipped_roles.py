@@ -175,10 +175,10 @@ def stems(name: str, *, after: bool) -> dict[str, int]:
 def name_pairs(inputs: list[str], outputs: list[str]) -> dict[str, str]:
     """Input → output for names that belong together: h0, hn; X, next_X; past_X, present_X."""
     scores = []
+    of_outputs = {o: stems(o, after=True) for o in outputs}
     for i in inputs:
         of_input = stems(i, after=False)
-        for o in outputs:
-            of_output = stems(o, after=True)
+        for o, of_output in of_outputs.items():
             shared = of_input.keys() & of_output.keys()
             if shared:
                 scores.append((min(of_input[s] + of_output[s] for s in shared), i, o))

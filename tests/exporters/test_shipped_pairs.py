@@ -208,6 +208,19 @@ def test_an_unknown_scalar_is_named_with_its_remedy(tmp_path):
     assert pairs(export(temperature(), tmp_path, roles=data)) == {"p": "q"}
 
 
+def test_what_else_is_open_beside_an_unknown_scalar_is_told_at_once(tmp_path):
+    net = opaque()
+    net.input("temp", [])
+    net.nodes[-1] = onnx.helper.make_node("Div", [net.nodes[-1].input[0], "temp"], ["out_logits"])
+    with pytest.raises(
+        RolesNeeded, match=r"'temp'.* Then, with 'w' as N: the input 'p' may belong"
+    ):
+        export(net, tmp_path)
+    data = template(tmp_path)
+    assert data["constants"] == {"temp": None}
+    assert [s["candidates"] for s in data["states"]] == [["r", "s"]] * 2
+
+
 def opaque():
     """Two states of one shape; p → s and q → r are right."""
     n = forms.Net()
