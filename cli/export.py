@@ -112,7 +112,7 @@ def torch(
     from mnemoscope.exporters._load import load_object
 
     report = pytorch.export(load_object(reference), output, **_given(options))
-    _tell(report, output, options, made="Traced by")
+    _tell(report, output, options["vocabulary"], made="Traced by")
     if options["weights"] is None:
         click.echo("No --weights given: the weights are as OBJECT left them.")
 
@@ -147,7 +147,7 @@ def keras(source: str, output: str, state_names: str | None, **options: Any) -> 
     whole = os.path.isfile(os.path.join(source, "saved_model.pb"))
     model = source if whole else tensorflow.load_model(source)
     report = tensorflow.export(model, output, **_given(options))
-    _tell(report, output, options)
+    _tell(report, output, options["vocabulary"])
     if options["weights"] is None and not os.path.exists(source):
         click.echo("No --weights given: the weights are as OBJECT left them.")
 
@@ -180,7 +180,7 @@ def tf1_checkpoint(checkpoint: str, output: str, state_names: str | None, **opti
     _require_tensorflow("a TensorFlow 1 checkpoint")
     from mnemoscope.exporters import tf1_checkpoint as exporter
 
-    _tell(exporter.export(checkpoint, output, **_given(options)), output, options)
+    _tell(exporter.export(checkpoint, output, **_given(options)), output, options["vocabulary"])
 
 
 @export.command(
@@ -208,7 +208,7 @@ def onnx(shipped: str, output: str, **options: Any) -> None:
     from mnemoscope.exporters import shipped as exporter
 
     # A shipped file may carry a vocabulary of its own; its notes tell whether one is missing.
-    _tell(exporter.export(shipped, output, **_given(options)), output, {"vocabulary": shipped})
+    _tell(exporter.export(shipped, output, **_given(options)), output, vocabulary=shipped)
 
 
 def _require_tensorflow(what: str) -> None:
@@ -228,14 +228,15 @@ def _require_tensorflow(what: str) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _tell(report: Report, output: str, options: dict[str, Any], made: str = "Made from") -> None:
+def _tell(report: Report, output: str, vocabulary: str | None, made: str = "Made from") -> None:
+    """Print what an export found; `vocabulary` is the file that may hold one."""
     for name, why in report.evidence:
         click.echo(f"{name}: {why}.")
     for line in _lines(report, made):
         click.echo(line)
     from mnemoscope.exporters._report import NO_VOCABULARY
 
-    missing = (NO_VOCABULARY,) if options["vocabulary"] is None else ()
+    missing = (NO_VOCABULARY,) if vocabulary is None else ()
     for note in dict.fromkeys((*report.notes, *missing)):
         click.echo(f"Note: {note}")
     click.echo(f"Written to {output}; next: mnemoscope inspect {output}")

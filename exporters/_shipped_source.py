@@ -138,7 +138,7 @@ class Source:
                 shape[axis] = batch
                 array = np.expand_dims(array, axis) if array.ndim == rank - 1 else array
             return np.array(np.broadcast_to(array, shape))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ModelError(
                 f"The constant {name!r} must be one number, or a list of the shape "
                 f"{[d for k, d in enumerate(shape) if k != axis]}."
@@ -409,6 +409,8 @@ def _runs(model: onnx.ModelProto, interface: Interface) -> Source | None:
             f"{interface.width} features, more than can be tried."
         )
     source = Source(model, interface)
+    for name, value in interface.constants.items():
+        source._constant(name, value, batch, time)  # one of a wrong shape is told as such
     try:
         source.run(example(interface, batch, time, 0), source.zeros(batch))
     except ModelError:

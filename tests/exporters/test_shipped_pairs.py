@@ -180,10 +180,10 @@ def test_the_template_with_a_constant_instead_of_a_state(tmp_path, value):
     np.testing.assert_allclose(got["logits"][:, 0], wanted["logits"], atol=1e-6)
 
 
-@pytest.mark.parametrize("value", [[1.0, 2.0], "a", [["a"]], {}])
+@pytest.mark.parametrize("value", [[1.0, 2.0], [[1.0], [1.0, 2.0]], "a", [["a"]], {}])
 def test_bad_constants(tmp_path, value):
     roles = {"constants": {"context": value}}
-    with pytest.raises(ModelError, match=r"constant 'context' must be|nothing says|No way"):
+    with pytest.raises(ModelError, match=r"constant 'context' must be"):
         export(attention(), tmp_path, roles=roles)
 
 
