@@ -27,6 +27,7 @@ from ._shipped_source import (
     example,
     freeze,
     interfaces,
+    partners,
     sounds_like_state,
     unaccounted,
 )
@@ -192,8 +193,10 @@ def make_plan(model: onnx.ModelProto, given: dict[str, Any]) -> Plan:
             continue
         if found is None:
             found = plan
-            if all(p.ends for p in plan.parts if p.before) or given.keys() & {"tokens", "features"}:
-                return plan  # every other input was followed to the state that it starts
+            # Another input can be the one that is read only if this one can be a state: if an
+            # output has its name, and not every other input was followed to a state.
+            if interface.x not in partners(model) or all(p.ends for p in plan.parts if p.before):
+                return plan
             continue
         both = (found.interface.x, plan.interface.x)
         raise Undecided(

@@ -245,7 +245,7 @@ def unaccounted(model: onnx.ModelProto, given: dict[str, Any]) -> dict[str, str]
     return found
 
 
-def _partners(model: onnx.ModelProto) -> dict[str, str]:
+def partners(model: onnx.ModelProto) -> dict[str, str]:
     """Input → output whose names belong together and whose declared shapes may agree."""
     values = {v.name: v for v in (*model.graph.input, *model.graph.output)}
 
@@ -284,7 +284,7 @@ def _choices(
             floats.append(name)
     order = {n: k for k, n in enumerate(_X_NAMES)}
     # What comes out under a name of its kind is a state before it is an input.
-    pairs = _partners(model)
+    pairs = partners(model)
     ids.sort(key=lambda n: (n in pairs, order.get(n.lower(), 99)))
     floats.sort(key=lambda n: (sounds_like_state(n), n in pairs, order.get(n.lower(), 99)))
     return ids if ids else [*ids, *floats]
