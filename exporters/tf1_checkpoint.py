@@ -111,7 +111,8 @@ def export(
     table = table[:size]
     bias, bias_name = _find_bias(rest, size, weights_name, output_bias)
     bias_of_gate = 1.0 if forget_bias is None else forget_bias
-    words = VocabularyOptions(vocabulary, level, unknown, end_of_line).make(size)
+    notes: list[str] = []
+    words = VocabularyOptions(vocabulary, level, unknown, end_of_line).make(size, notes=notes)
     states = _describe(cells, state_names)
     roles = Roles(
         tokens="tokens",
@@ -156,7 +157,7 @@ def export(
         tolerance=tolerance,
     )
     save(written, target)
-    notes = [
+    notes += [
         f"Embedding: {table_name}; output: {weights_name}, bias {bias_name}.",
         *(f"{cell.kind}{k}: {cell.scope or '(no scope)'}." for k, cell in enumerate(cells)),
     ]
