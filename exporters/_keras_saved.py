@@ -110,6 +110,7 @@ def export_saved_model(
         whole,
         vocabulary_size=found.vocabulary_size,
         lengths=(6,),
+        long=80,
         from_random=False,
         tolerance=options.get("tolerance"),
         seed=options.get("seed") or 0,

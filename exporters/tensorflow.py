@@ -355,7 +355,8 @@ def _compare(
         written,
         whole,
         vocabulary_size=interface.vocabulary_size,
-        first_token=min(interface.first_token, interface.vocabulary_size - 1),
+        tokens=np.arange(min(interface.first_token, interface.vocabulary_size - 1), interface.vocabulary_size),
+        long=80,
         lengths=(2, 7),  # some layers take a time axis of length 1 for none
         lowest=float(np.log(_SMALLEST)) if interface.probabilities else None,
         tolerance=tolerance,
