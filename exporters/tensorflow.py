@@ -172,9 +172,8 @@ def _find_states(
     """Describe every state tensor: input ``state_K``, output ``state_K_next``, all batch first."""
     random = np.random.default_rng(seed)
     starts = []
-    low, high = interface.first_token, interface.vocabulary_size
     for _ in range(2):
-        ids = tf.constant(random.integers(min(low, high - 1), high, (3, 2)), tf.int64)
+        ids = tf.constant(random.choice(interface.ids, (3, 2)), tf.int64)
         with recurrence.running():
             interface.outputs(ids)
         calls = recurrence.calls
@@ -221,8 +220,7 @@ def _find_states(
 def _require_no_other_input(interface: Interface, recurrence: Recurrence, seed: int) -> None:
     """Inputs besides the tokens must be initial states, which the step is handed anyway."""
     random = np.random.default_rng(seed)
-    low, high = interface.first_token, interface.vocabulary_size
-    ids = tf.constant(random.integers(min(low, high - 1), high, (2, 3)), tf.int64)
+    ids = tf.constant(random.choice(interface.ids, (2, 3)), tf.int64)
     if not interface.others:
         return
     with recurrence.running():
@@ -246,7 +244,7 @@ def _require_no_other_input(interface: Interface, recurrence: Recurrence, seed: 
 
 
 def _masking_notes(interface: Interface, words: Vocabulary | None) -> tuple[str, ...]:
-    if not interface.first_token:
+    if not interface.masked:
         return ()
     for what, token in (
         ()
@@ -256,15 +254,18 @@ def _masking_notes(interface: Interface, words: Vocabulary | None) -> tuple[str,
             ("end-of-line", words.end_of_line),
         )
     ):
-        if token is not None and words is not None and words.tokens[0] == token:
+        place = None if token is None or words is None else words.tokens.index(token)
+        if place in interface.masked:
             raise ModelError(
-                f"The model masks id 0 (mask_zero), and the {what} token {token!r} has it: the "
-                "model skips that token where a text is to be read. Expected padding at id 0; "
-                "name another token, or give the model one."
+                f"The model masks id {place} (mask_zero, or a mask), and the {what} token "
+                f"{token!r} has it: the model skips that token where a text is to be read. "
+                "Expected padding there; name another token, or give the model one."
             )
+    shown = ", ".join(map(str, interface.masked[:8])) + (", …" if len(interface.masked) > 8 else "")
+    ids, it = ("ids", "they are") if len(interface.masked) > 1 else ("id", "it is")
     return (
-        "The model masks id 0 (mask_zero): it is padding, which no stream of text holds. The "
-        "written step reads every token and was compared on the ids from 1 on.",
+        f"The model masks {ids} {shown} (mask_zero, or a mask): {it} padding, which no stream of "
+        "text may hold. The written step reads every token and was compared on the other ids.",
     )
 
 
@@ -307,6 +308,10 @@ def _convert(
         return (logits, *shaped, *map(tf.identity, seen[:1]))
 
     with ExitStack() as stack:
+        for part in all_layers(interface.model):
+            if isinstance(part, keras.layers.Masking):
+                # It passes on what it does not mask, and what it masks is in no stream.
+                stack.enter_context(replaced(part, "call", lambda inputs: inputs))
         if watched is not None:
             own = watched.call
             stack.enter_context(replaced(watched, "call", watch))
@@ -344,8 +349,17 @@ def _compare(
 
     def whole(ids: np.ndarray, states: Feeds) -> tuple[np.ndarray, Feeds]:
         given = [tf.constant(states[s.input]) for s in roles.states]
-        with recurrence.running(given):
-            outputs = interface.outputs(tf.constant(ids))
+        try:
+            with recurrence.running(given):
+                outputs = interface.outputs(tf.constant(ids))
+        except ModelError:
+            raise
+        except Exception as error:  # whatever the model raises
+            first = (str(error).strip().splitlines() or ["no message"])[0]
+            raise ModelError(
+                f"The model cannot be run on {ids.shape[1]} tokens: {type(error).__name__}: "
+                f"{first} Expected a model of texts of any length."
+            ) from error
         logits = np.asarray(interface.logits(outputs))
         logits = logits.reshape(ids.shape[0], -1, interface.vocabulary_size)
         after = [np.asarray(x) for call in recurrence.calls for x in call.flat]
@@ -355,7 +369,7 @@ def _compare(
         written,
         whole,
         vocabulary_size=interface.vocabulary_size,
-        tokens=np.arange(min(interface.first_token, interface.vocabulary_size - 1), interface.vocabulary_size),
+        tokens=interface.ids,
         long=80,
         lengths=(2, 7),  # some layers take a time axis of length 1 for none
         lowest=float(np.log(_SMALLEST)) if interface.probabilities else None,
