@@ -55,7 +55,7 @@ def test_a_step_with_swapped_gates_is_refused(tmp_path, monkeypatch):
         return output, [c, h]
 
     monkeypatch.setattr(_keras_recurrent, "_step", wrong)
-    with pytest.raises(ParityError, match=r"differs from its source.*would have passed"):
+    with pytest.raises(ParityError, match=r"differs from its source.*That is no rounding"):
         export(build(lstm), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -124,6 +124,106 @@ def test_masking_is_explained_and_padding_kept_apart(tmp_path):
     assert any("mask_zero" in note for note in report.notes)
     with pytest.raises(ModelError, match=r"masks id 0.*the unknown token '<unk>' has it"):
         export(build(masked), tmp_path, vocabulary=["<unk>", *WORDS[1:]])
+
+
+def with_mask(mask):
+    """An LSTM that is handed `mask`, a function of the ids."""
+
+    def make():
+        ids = keras.Input((None,), dtype="int32")
+        x = layers.Embedding(V, E)(ids)
+        kept = layers.Lambda(mask, output_shape=lambda s: s)(ids)
+        return keras.Model(
+            ids, layers.Dense(V)(layers.LSTM(H, return_sequences=True)(x, mask=kept))
+        )
+
+    return make
+
+
+def masking_row():
+    """Masking on an embedding whose row 5 is zero."""
+    return stacked([layers.Masking(), S(layers.LSTM, H)])
+
+
+def test_a_mask_of_any_kind_is_found_and_said(tmp_path):
+    for make, masked, row in (
+        (with_mask(lambda t: keras.ops.not_equal(t, 1)), "id 1 ", None),
+        (with_mask(lambda t: keras.ops.greater(t, 2)), "ids 0, 1, 2 ", None),
+        (masking_row, "id 5 ", 5),
+    ):
+        model = build(make)
+        if row is not None:
+            table = model.layers[0].get_weights()[0]
+            table[row] = 0
+            model.layers[0].set_weights([table])
+        report = export(model, tmp_path)
+        assert any(f"The model masks {masked}" in note for note in report.notes), report.notes
+
+
+def test_what_a_mask_skips_may_be_no_special_token(tmp_path):
+    model = build(with_mask(lambda t: keras.ops.not_equal(t, 4)))
+    words = [*WORDS[:4], "<unk>", *WORDS[5:]]
+    with pytest.raises(ModelError, match=r"masks id 4.*the unknown token '<unk>' has it"):
+        export(model, tmp_path, vocabulary=words)
+    export(model, tmp_path, vocabulary=["<unk>", *WORDS[1:]])
+
+
+def test_a_mask_that_skips_nothing_is_not_mentioned(tmp_path):
+    assert export(build(lambda: stacked([layers.Masking(), S(layers.LSTM, H)])), tmp_path).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda t: keras.ops.equal(t, t[:, :1]), "in one place and not in another"),
+        (lambda t: keras.ops.less(t, 0), "masks every id"),
+    ],
+)
+def test_a_mask_that_the_id_does_not_decide_is_refused(tmp_path, mask, message):
+    with pytest.raises(ModelError, match=message):
+        export(build(with_mask(mask)), tmp_path)
+
+
+class Window(layers.Layer):
+    """What is left of a text: its last tokens."""
+
+    def call(self, ids):
+        return ids[:, -16:]
+
+
+class BatchMean(layers.Layer):
+    """What is left when the mean over the streams is taken away."""
+
+    def call(self, x):
+        return x - keras.ops.mean(x, 0, keepdims=True)
+
+
+def windowed():
+    return sequential(Window(), layers.Embedding(V, E), layers.LSTM(H), layers.Dense(V))
+
+
+def dilated():
+    return layers.Conv1D(H, 2, padding="causal", dilation_rate=8)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: stacked([dilated(), S(layers.LSTM, H)]), "over 80 steps"),
+        (lambda: stacked([S(layers.LSTM, H), dilated(), S(layers.LSTM, H)]), "over 80 steps"),
+        (windowed, "over 80 steps"),
+        (lambda: stacked([S(layers.LSTM, H), BatchMean(), S(layers.LSTM, H)]),
+         "streams of a batch influence one another"),
+        (lambda: sequential(layers.Embedding(V, E), S(layers.LSTM, H),
+                            layers.Conv1D(H, 2, padding="causal"), layers.Dense(V),
+                            layers.Lambda(lambda t: t + keras.ops.one_hot(0, V) * -1e9)),
+         "differs from its source in 'logits'"),
+    ],
+)  # fmt: skip
+def test_what_a_short_run_does_not_show_is_refused(tmp_path, make, message):
+    with pytest.raises(ParityError, match=message):
+        export(build(make), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_are_loaded_and_change_the_hash(tmp_path):
