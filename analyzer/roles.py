@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -121,6 +122,41 @@ class Roles:
     version: int = ROLES_VERSION
 
 
+def rename_states(states: Sequence[State], names: Sequence[str] | None) -> tuple[State, ...]:
+    """`states` under the names that a user gives, in their order; None keeps their own.
+
+    A name that ends in ``.h`` or ``.c`` says what a state of kind ``other`` is: ``hidden`` or
+    ``cell``.
+
+    Raises:
+        ModelError: There are more or fewer names than states, two are the same, or one cannot
+            name a state.
+    """
+    if names is None:
+        return tuple(states)
+    if len(names) != len(states) or len(set(names)) != len(names):
+        raise ModelError(
+            f"Expected {len(states)} distinct state names, one per component "
+            f"({', '.join(s.name for s in states)}); found {', '.join(names) or 'none'}."
+        )
+    for name in names:
+        if not is_state_name(name):
+            raise ModelError(
+                f"A state name must be printable, non-empty and without a slash, not {name!r}."
+            )
+    kinds: dict[str, Kind] = {"h": "hidden", "c": "cell"}
+    renamed = []
+    for state, name in zip(states, names, strict=True):
+        said = kinds.get(name.rpartition(".")[2], "other")
+        renamed.append(replace(state, name=name, kind=said if state.kind == "other" else state.kind))
+    return tuple(renamed)
+
+
+def is_state_name(name: str) -> bool:
+    """Whether `name` can name a state: on a screen, in a command, and as a group of a file."""
+    return bool(name.strip(" .")) and "/" not in name and name.isprintable()
+
+
 def write_roles(model: onnx.ModelProto, roles: Roles, vocabulary: Vocabulary | None) -> None:
     """Put `roles` and `vocabulary` into the metadata of `model`, replacing older ones."""
     kept = [p for p in model.metadata_props if p.key not in (ROLES_KEY, VOCABULARY_KEY)]
@@ -172,7 +208,7 @@ def _parse_roles(data: Any) -> Roles:
     if len(set(names)) != len(names):
         raise ValueError("two states share one name")
     for state in roles.states:
-        if not state.name or "/" in state.name or not state.name.isprintable():
+        if not is_state_name(state.name):
             raise ValueError(f"state name {state.name!r} is empty, holds a / or does not print")
         if (state.layer_axis is None) != (state.layer_index is None):
             raise ValueError(f"state {state.name!r} needs both layer_axis and layer_index or none")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import onnx
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import Roles, State, read_roles, write_roles
+from mnemoscope.analyzer.roles import Roles, State, read_roles, rename_states, write_roles
 from tensorflow.core.protobuf import saved_model_pb2
 
 from . import shipped
+from ._graph import initializer_names, produced_values, rename_values
 from ._keras_trace import trace
 from ._memory_model import require_writable, save
 from ._parity import Feeds, check_sequences
@@ -38,6 +39,12 @@ _REACH_OUT = (
     "LookupTableImport", "InitializeTableFromTextFile", "InitializeTableFromTextFileV2",
 )  # fmt: skip
 _LARGEST_GRAPH = 2**31 - 1
+_NO_NAMES = (
+    "A SavedModel keeps no names of layers: name the states with --state-names (a name that ends "
+    "in .h or .c tells the kind too), or save a .keras file."
+)
+# Probabilities below this are not told apart: float32 rounds them to zero soon after.
+_SMALLEST = 1e-30
 
 
 def is_saved_model(path: Any) -> bool:
@@ -90,7 +97,8 @@ def export_saved_model(
             ) from error
         model = onnx.load(file)
     roles, vocabulary = read_roles(model)
-    states = _named(roles.states, names)
+    states = _named(model, roles.states, names)
+    called = {old.name: new.name for old, new in zip(roles.states, states, strict=True)}
     source = {
         **roles.source,
         "framework": "tensorflow",
@@ -103,14 +111,17 @@ def export_saved_model(
 
     def whole(ids: np.ndarray, _: Feeds) -> tuple[np.ndarray, Feeds]:
         logits = np.asarray(run(tf.constant(ids, ids_type))[which])
+        if found.normalized and logits.min() >= 0:  # probabilities; written are their logarithms
+            logits = np.log(np.maximum(logits, _SMALLEST))
         return logits.reshape(len(ids), -1, logits.shape[-1]), {}
 
     parity = check_sequences(
         model,
         whole,
         vocabulary_size=found.vocabulary_size,
-        lengths=(6,),
-        long=80,
+        lengths=(spec.shape[1] or 6,),
+        long=None if spec.shape[1] else 80,
+        lowest=float(np.log(_SMALLEST)) if found.normalized else None,
         from_random=False,
         tolerance=options.get("tolerance"),
         seed=options.get("seed") or 0,
@@ -128,22 +139,35 @@ def export_saved_model(
         route="a SavedModel, converted whole by tf2onnx",
         parity=parity,
         notes=(
-            *(f"{role}: {why}." for role, why in found.evidence),
+            *(f"{called.get(role, role)}: {why}." for role, why in found.evidence),
             *found.notes,
-            "A SavedModel keeps no names of layers: give --state-names, or save a .keras file.",
+            *(() if names is not None else (_NO_NAMES,)),
         ),
     )
 
 
-def _named(states: tuple[State, ...], names: Any) -> tuple[State, ...]:
-    if names is None:
-        return states
-    if len(names) != len(states):
-        raise ModelError(
-            f"Expected {len(states)} state names, for {', '.join(s.name for s in states)}; found "
-            f"{len(names)}: {', '.join(names)}."
-        )
-    return tuple(replace(s, name=n) for s, n in zip(states, names, strict=True))
+def _named(
+    model: onnx.ModelProto, states: tuple[State, ...], names: Sequence[str] | None
+) -> tuple[State, ...]:
+    """The states under the names that were given, and so their tensors in the graph."""
+    graph = model.graph
+    tensors: dict[str, str] = {}
+    named = []
+    for old, new in zip(states, rename_states(states, names), strict=True):
+        for tensor in (old.input, old.output):
+            if tensor.startswith(old.name):
+                tensors[tensor] = new.name + tensor.removeprefix(old.name)
+        named.append(
+            replace(new, input=tensors.get(old.input, old.input),
+                    output=tensors.get(old.output, old.output))
+        )  # fmt: skip
+    # Names may change places; another tensor that has a new name already moves aside.
+    taken = (produced_values(graph) | initializer_names(graph)) - set(tensors)
+    moved = {n: f"{n}.inner" for n in taken & set(tensors.values())}
+    rename_values(graph.node, tensors | moved)
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = (tensors | moved).get(value.name, value.name)
+    return tuple(named)
 
 
 def _signature(loaded: Any, folder: str) -> tuple[Any, str, tf.TensorSpec]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import State
+from mnemoscope.analyzer.roles import State, rename_states
 
 from ._torch_interface import Interface
 from ._torch_recurrent import Component, RecurrentCalls, components
@@ -69,7 +69,7 @@ def name_states(
                     _initial(leaf, part),
                 )
             )
-    return tuple(found) if names is None else _renamed(found, names)
+    return rename_states(found, names)
 
 
 def _parts(value: torch.Tensor, leaf: Leaf, known: list[Component]) -> list[_Part]:
@@ -104,28 +104,6 @@ def _initial(leaf: Leaf, part: _Part) -> tuple[float, ...] | None:
     if not bool(value.any()):
         return None
     return tuple(float(x) for x in value.flatten())
-
-
-def _renamed(found: list[State], names: Sequence[str]) -> tuple[State, ...]:
-    if len(names) != len(found) or len(set(names)) != len(names):
-        raise ModelError(
-            f"Expected {len(found)} distinct state names, one per component "
-            f"({', '.join(s.name for s in found)}); found {', '.join(names) or 'none'}."
-        )
-    for name in names:
-        if not name or "/" in name:
-            raise ModelError(f"A state name must be non-empty and without a slash, not {name!r}.")
-    kinds = {"h": "hidden", "c": "cell"}
-    return tuple(
-        replace(
-            state,
-            name=name,
-            kind=kinds.get(name.rpartition(".")[2], "other")  # type: ignore[arg-type]
-            if state.kind == "other"
-            else state.kind,
-        )
-        for state, name in zip(found, names, strict=True)
-    )
 
 
 def _shaken(value: torch.Tensor, random: torch.Generator) -> torch.Tensor:

@@ -20,7 +20,7 @@ import tensorflow as tf
 from keras import tree
 from mnemoscope.analyzer._version import __version__
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import Level, Roles, State, Vocabulary
+from mnemoscope.analyzer.roles import Level, Roles, State, Vocabulary, rename_states
 
 from ._embedding import EMBEDDING, EmbeddingError
 from ._keras_interface import Interface, discover, prepared
@@ -178,17 +178,9 @@ def _find_states(
             interface.outputs(ids)
         calls = recurrence.calls
         starts.append([np.asarray(x) for call in calls for x in tree.flatten(call.before)])
-    found = components(calls)
-    labels = list(names) if names is not None else [c.name for c in found]
-    if len(labels) != len(found) or len(set(labels)) != len(labels):
-        raise ModelError(
-            f"Expected {len(found)} distinct state names, one per component "
-            f"({', '.join(c.name for c in found)}); found {', '.join(labels) or 'none'}."
-        )
     states = []
-    for k, (component, label, one, two) in enumerate(zip(found, labels, *starts, strict=True)):
-        if not label or "/" in label:
-            raise ModelError(f"A state name must be non-empty and without a slash, not {label!r}.")
+    for k, (component, one, two) in enumerate(zip(components(calls), *starts, strict=True)):
+        label = component.name
         if one.ndim < 2 or one.shape[0] != 3:
             raise ModelError(
                 f"The state {label!r} has the shape {list(one.shape)} for 3 streams; expected "
@@ -214,7 +206,7 @@ def _find_states(
                 initial=initial,
             )
         )
-    return tuple(states)
+    return rename_states(states, names)
 
 
 def _require_no_other_input(interface: Interface, recurrence: Recurrence, seed: int) -> None:

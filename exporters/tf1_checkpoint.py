@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from mnemoscope.analyzer._version import __version__
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import Kind, Level, Roles, State, Vocabulary
+from mnemoscope.analyzer.roles import Kind, Level, Roles, State, Vocabulary, rename_states
 
 from ._embedding import EMBEDDING
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
@@ -363,19 +363,11 @@ def _describe(cells: Sequence[Cell], names: Sequence[str] | None) -> tuple[State
     kinds: dict[str, Kind] = {"h": "hidden", "c": "cell"}
     for layer, cell in enumerate(cells):
         fields += [(f"{cell.kind}{layer}.{part}", kinds[part], layer) for part in cell.sizes]
-    if names is not None and (len(names) != len(fields) or len({*names}) != len(fields)):
-        raise ModelError(
-            f"Expected {len(fields)} distinct state names, one per component "
-            f"({', '.join(f[0] for f in fields)}); found {', '.join(names) or 'none'}."
-        )
-    labels = names if names is not None else [f[0] for f in fields]
-    for label in labels:
-        if not label or "/" in label:
-            raise ModelError(f"A state name must be non-empty and without a slash, not {label!r}.")
-    return tuple(
+    states = [
         State(label, f"state_{k}", f"state_{k}_next", kind, layer, 0)
-        for k, (label, (_, kind, layer)) in enumerate(zip(labels, fields, strict=True))
-    )
+        for k, (label, kind, layer) in enumerate(fields)
+    ]
+    return rename_states(states, names)
 
 
 def _list(variables: dict[str, np.ndarray]) -> str:

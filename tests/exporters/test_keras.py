@@ -242,6 +242,8 @@ def test_weights_are_loaded_and_change_the_hash(tmp_path):
         ({"vocabulary": ["a", "b"]}, "The vocabulary has 2 tokens"),
         ({"state_names": ["a"]}, "Expected 2 distinct state names"),
         ({"state_names": ["a", "b/c"]}, "without a slash"),
+        ({"state_names": ["a", ""]}, "non-empty"),
+        ({"state_names": ["a", "a"]}, "2 distinct state names"),
         ({"tokens": "words"}, "There is no input 'words'"),
         ({"embedding": "nothing"}, "'nothing', asked for as the embedding"),
         ({"vocabulary_size": 9}, "Which output holds the logits"),
@@ -428,6 +430,68 @@ def test_a_saved_model_that_reaches_out_is_not_loaded(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"uses ReadFile, which reaches out"):
         tensorflow.export(str(tmp_path / "saved"), tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A SavedModel of an LSTM and a GRU with a softmax behind."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model = build(
+        lambda: sequential(
+            layers.Embedding(V, E), S(layers.LSTM, H), S(layers.GRU, H),
+            layers.Dense(V, activation="softmax"),
+        )
+    )  # fmt: skip
+    model.export(folder, verbose=False)
+    return folder
+
+
+def test_names_that_a_saved_model_lacks(tmp_path, saved):
+    report = tensorflow.export(saved, tmp_path / "m.onnx")
+    assert [(s.name, s.kind) for s in report.states][2] == ("loop1.s0", "other")
+    assert "name the states with --state-names" in report.notes[-1]
+
+    names = ["lstm0.h", "lstm0.c", "gru1.h"]
+    report = tensorflow.export(saved, tmp_path / "m.onnx", state_names=names)
+    assert [(s.name, s.kind) for s in report.states] == [
+        ("lstm0.h", "hidden"), ("lstm0.c", "cell"), ("gru1.h", "hidden")
+    ]  # fmt: skip
+    assert not any("loop1" in note or "--state-names" in note for note in report.notes)
+    proto = onnx.load(tmp_path / "m.onnx")
+    assert {i.name for i in proto.graph.input} == {"tokens", *(f"{n}_in" for n in names)}
+    assert {f"{n}_out" for n in names} < {o.name for o in proto.graph.output}
+
+
+def test_names_of_a_saved_model_that_change_places(tmp_path, saved):
+    names = ["lstm0.c", "lstm0.h", "x"]
+    report = tensorflow.export(saved, tmp_path / "m.onnx", state_names=names)
+    assert [(s.name, s.kind, s.input) for s in report.states] == [
+        ("lstm0.c", "hidden", "lstm0.c_in"),
+        ("lstm0.h", "cell", "lstm0.h_in"),
+        ("x", "other", "x_in"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b"], "Expected 3 distinct state names"),
+        (["a", "a", "b"], "Expected 3 distinct state names"),
+        (["a", "", "b"], "non-empty"),
+        (["a", "b/c", "d"], "without a slash"),
+    ],
+)
+def test_wrong_names_of_a_saved_model(tmp_path, saved, names, message):
+    with pytest.raises(ModelError, match=message):
+        tensorflow.export(saved, tmp_path / "m.onnx", state_names=names)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.xfail(strict=True, reason="shipped models: probabilities are written as raw logits")
+def test_a_saved_model_that_ends_in_a_softmax_gives_log_probabilities(tmp_path, saved):
+    report = tensorflow.export(saved, tmp_path / "m.onnx")
+    assert report.normalized
+    assert read_roles(onnx.load(tmp_path / "m.onnx"))[0].normalized
 
 
 @pytest.mark.parametrize(
