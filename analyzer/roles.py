@@ -148,7 +148,9 @@ def rename_states(states: Sequence[State], names: Sequence[str] | None) -> tuple
     renamed = []
     for state, name in zip(states, names, strict=True):
         said = kinds.get(name.rpartition(".")[2], "other")
-        renamed.append(replace(state, name=name, kind=said if state.kind == "other" else state.kind))
+        renamed.append(
+            replace(state, name=name, kind=said if state.kind == "other" else state.kind)
+        )
     return tuple(renamed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -176,13 +177,14 @@ def _masked_ids(
         kept = np.ones(size, bool)
         for start in range(0, len(rows), streams):
             ids = rows[start : start + streams]
-            fed = tf.constant(ids, tf.int64)
-            for mask in recurrence.masks_of(lambda fed=fed: interface.outputs(fed)):
+            run = partial(interface.outputs, tf.constant(ids, tf.int64))
+            for mask in recurrence.masks_of(run):
                 if mask is not None:
                     kept[ids[~np.broadcast_to(_array(mask).astype(bool), ids.shape)]] = False
         answers.append(kept)
-    if not np.array_equal(*answers):
-        one = int(np.flatnonzero(answers[0] != answers[1])[0])
+    differ = np.flatnonzero(answers[0] != answers[1])
+    if differ.size:
+        one = int(differ[0])
         raise ModelError(
             f"The model masks id {one} in one place and not in another; expected that the id alone "
             "decides whether a step is skipped. Take the mask out: a stream of text has no padding."

@@ -242,12 +242,15 @@ class _Comparison:
             # The median over the elements: a constant as large as 1e9 drifts by its own rounding.
             apart = np.abs(self._samples(name, got) - self._samples(name, beside))
             drift = _DRIFTS * np.nan_to_num(np.median(apart, axis=1, keepdims=True))
-        samples = (self._samples(name, x) for x in (got, wanted))
-        self._pairs.setdefault((name, randomised), []).append(_Pair(*samples, where, alone, drift))
+        ours, theirs = self._samples(name, got), self._samples(name, wanted)
+        pair = _Pair(ours, theirs, where, alone, drift)
+        self._pairs.setdefault((name, randomised), []).append(pair)
 
     def judged(self, steps: int, batches: Sequence[int]) -> Parity:
         """The largest differences, if all are allowed."""
-        logits = next(p for (n, _), pairs in self._pairs.items() for p in pairs if n == self._logits)
+        logits = next(
+            p for (n, _), pairs in self._pairs.items() for p in pairs if n == self._logits
+        )
         usual = TOLERANCE.get(logits.wanted.dtype, 1e-5)
         allowed = usual if self._tolerance is None else self._tolerance
         largest: dict[bool, tuple[float, str, str]] = {}
@@ -385,8 +388,7 @@ def _require_same(one: Feeds, two: Feeds) -> None:
 
 
 def _rounded(value: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """`value` as other roundings might have left it: each element moved by 2 units of its last
-    place."""
+    """`value` as other roundings might have left it: 2 units of the last place away."""
     if not np.issubdtype(value.dtype, np.floating):
         return value
     signs = random.choice([-1, 1], value.shape).astype(value.dtype)

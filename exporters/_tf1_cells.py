@@ -178,11 +178,11 @@ def _stacked(cells: Sequence[Cell]) -> list[Cell]:
         names = [m[1] if m else part for m, part in zip(numbered, parts, strict=True)]
         found.append((names, [int(m[2]) if m else 0 for m in numbered], cell))
     shown = ", ".join(cell.scope or "(no scope)" for cell in cells)
-    places = [k for k, column in enumerate(zip(*(n for _, n, _ in found))) if len({*column}) > 1]
     # Cells of different kinds are told apart by the scopes that they are in.
     parents = {tuple(names[:-1]) for names, _, _ in found}
     kinds = {names[-1] for names, _, _ in found}
     last = len(found[0][0]) - 1
+    places = [k for k in range(last + 1) if len({n[k] for _, n, _ in found if k < len(n)}) > 1]
     if len(parents) > 1 or len(places) != 1 or (places == [last] and len(kinds) > 1):
         raise ModelError(
             f"Nothing says that the cells {shown} are one stack: their scopes do not differ by one "

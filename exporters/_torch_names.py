@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from mnemoscope.analyzer.errors import ModelError
 from mnemoscope.analyzer.roles import State, rename_states
 
 from ._torch_interface import Interface

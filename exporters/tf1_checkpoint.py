@@ -11,8 +11,8 @@ by the names and shapes of their variables, so that the step can be written from
   n = tanh([x, r·h]·candidate/kernel + candidate/bias), h = u·h + (1 − u)·n.
 
 Source: the documentation and the published code of ``tensorflow/python/ops/rnn_cell_impl.py``,
-release 1.15, and TensorFlow's operators LSTMBlockCell and BlockLSTM. The forget bias (1.0 unless told otherwise) is added at run time and is in no
-variable.
+release 1.15, and TensorFlow's operators LSTMBlockCell and BlockLSTM. The forget bias (1.0 unless
+told otherwise) is added at run time and is in no variable.
 """
 
 from __future__ import annotations
@@ -206,9 +206,7 @@ def _require_all_used(
         )
 
 
-def _read(
-    checkpoint: str | os.PathLike[str], beginnings: tuple[str, ...]
-) -> dict[str, np.ndarray]:
+def _read(checkpoint: str | os.PathLike[str], beginnings: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The floating-point variables of a checkpoint, without those of its optimiser."""
     text = os.fspath(checkpoint)
     prefix = text

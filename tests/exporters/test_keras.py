@@ -169,7 +169,9 @@ def test_what_a_mask_skips_may_be_no_special_token(tmp_path):
 
 
 def test_a_mask_that_skips_nothing_is_not_mentioned(tmp_path):
-    assert export(build(lambda: stacked([layers.Masking(), S(layers.LSTM, H)])), tmp_path).notes == ()
+    assert (
+        export(build(lambda: stacked([layers.Masking(), S(layers.LSTM, H)])), tmp_path).notes == ()
+    )
 
 
 @pytest.mark.parametrize(
