@@ -78,8 +78,8 @@ def export(
             of the converted graph.
         vocabulary_size: V, where several outputs could be the logits.
         seed: Of the random tokens and states of the tests; None is 0.
-        tolerance: Largest difference from the model, relative to the largest element of each
-            tensor; None is 1e-5 for float32 and 1e-12 for float64.
+        tolerance: Largest difference from the model, relative to how much each tensor varies
+            (`Parity`); None is 1e-5 for float32 and 1e-12 for float64.
 
     Returns:
         What was found.
