@@ -23,8 +23,8 @@ Whole = Callable[[np.ndarray, Feeds], tuple[np.ndarray, Feeds]]
 TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
 # Times the drift of a run with disturbed states that a difference may be: one run's is a sample.
 _DRIFTS = 8.0
-# Above this a difference is no rounding, whatever the model.
-_GROSS = 0.01
+# Above the first a difference is hardly rounding, above the second no tolerance makes sense.
+_LARGE, _GROSS = 1e-3, 0.1
 
 
 class ParityError(ModelError):
@@ -404,13 +404,15 @@ def _too_far(name: str, where: str, difference: float, allowed: float) -> str:
         f"The written model differs from its source in {name!r} {where}: by {difference:.3g} of "
         f"what it varies by, where {allowed:.3g} is allowed."
     )
-    if difference > _GROSS:
-        return (
-            f"{message} That is no rounding. Likely causes: the source mixes time steps outside "
-            "its recurrence (convolution over time, attention, pooling), or keeps something from "
-            "step to step that is not among the states. Expected a model in which one step reads "
-            "one token and the states."
+    if difference > _LARGE:
+        message += (
+            " That is no rounding. Likely causes: the source mixes time steps outside its "
+            "recurrence (convolution over time, attention, pooling), or keeps something from step "
+            "to step that is not among the states. Expected a model in which one step reads one "
+            "token and the states."
         )
+    if difference > _GROSS:
+        return message
     return f"{message} A tolerance of {_round_up(difference)} would have passed."
 
 
