@@ -75,8 +75,8 @@ def export(
             tensor of the traced graph.
         vocabulary_size: V, where the shape of the logits leaves it open.
         seed: Of the random tokens and states of the tests; None is 0.
-        tolerance: Largest difference from the module, relative to the largest element of each
-            tensor; None is 1e-5 for float32 and 1e-12 for float64.
+        tolerance: Largest difference from the module, relative to how much each tensor varies
+            (`Parity`); None is 1e-5 for float32 and 1e-12 for float64.
 
     Returns:
         What was found.
