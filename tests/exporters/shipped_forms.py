@@ -560,7 +560,7 @@ FORMS: list[Form] = [
         "dilated causal convolution before an LSTM",
         _export(dilated),
         None,
-        refused="remembers by other means",
+        refused="mixes time steps outside its recurrence",
     ),
     Form("bidirectional LSTM", _export(bidirectional), None, refused="depends on later words"),
 ]
