@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -123,30 +123,49 @@ class Roles:
     version: int = ROLES_VERSION
 
 
-def require_state_names(names: Sequence[str], *, of: Sequence[str] | None = None) -> None:
-    """Refuse what cannot name the states of a model.
-
-    Args:
-        names: One for each component.
-        of: The components as they were found, where a user names them.
+def require_state_names(names: Sequence[str]) -> None:
+    """Refuse what cannot name the states of a model: on a screen, in a command, in a result file.
 
     Raises:
-        ModelError: A name is empty, holds a slash, does not print, is reserved or comes twice, or
-            they are not as many as the components.
+        ModelError: A name is empty, holds a slash, does not print, is reserved or comes twice.
     """
-    if of is not None and (len(names) != len(of) or len(set(names)) != len(names)):
-        raise ModelError(
-            f"Expected {len(of)} distinct state names, one per component ({', '.join(of)}); found "
-            f"{', '.join(names) or 'none'}."
-        )
     for name in names:
-        if not name.strip() or "/" in name or not name.isprintable():
+        if not name.strip(" .") or "/" in name or not name.isprintable():
             raise ModelError(f"The state name {name!r} is empty, holds a / or does not print.")
-        if name in RESERVED or name in (".", ".."):
+        if name in RESERVED:
             raise ModelError(f"No state may be called {name}: result files use that name.")
     if len(set(names)) != len(names):
         twice = next(n for n in names if names.count(n) > 1)
         raise ModelError(f"The state name {twice!r} comes twice: two states share one name.")
+
+
+def rename_states(states: Sequence[State], names: Sequence[str] | None) -> tuple[State, ...]:
+    """`states` under the names that a user gives, in their order; None keeps their own.
+
+    A name that ends in ``.h`` or ``.c`` says what a state of kind ``other`` is: ``hidden`` or
+    ``cell``.
+
+    Raises:
+        ModelError: There are more or fewer names than states, or `require_state_names` refuses
+            them.
+    """
+    own = [s.name for s in states]
+    if names is not None and (len(names) != len(own) or len(set(names)) != len(names)):
+        raise ModelError(
+            f"Expected {len(own)} distinct state names, one per component ({', '.join(own)}); "
+            f"found {', '.join(names) or 'none'}."
+        )
+    require_state_names(own if names is None else names)
+    if names is None:
+        return tuple(states)
+    kinds: dict[str, Kind] = {"h": "hidden", "c": "cell"}
+    renamed = []
+    for state, name in zip(states, names, strict=True):
+        said = kinds.get(name.rpartition(".")[2], "other")
+        renamed.append(
+            replace(state, name=name, kind=said if state.kind == "other" else state.kind)
+        )
+    return tuple(renamed)
 
 
 def write_roles(model: onnx.ModelProto, roles: Roles, vocabulary: Vocabulary | None) -> None:

@@ -166,14 +166,19 @@ def keras(source: str, output: str, state_names: str | None, **options: Any) -> 
 @click.option("--embedding", metavar="NAME", help="Variable [V, E], or one-hot.  [found]")
 @click.option("--output-weights", metavar="NAME", help="Variable [H, V] or [V, H].  [found]")
 @click.option("--output-bias", metavar="NAME", help="Variable [V], or none.  [found]")
-@click.option("--scope", metavar="PREFIX", help="Only variables whose names begin so.")
+@click.option(
+    "--scope",
+    metavar="PREFIX,PREFIX",
+    help="Only variables whose names begin so; cells under several prefixes stack in that order.",
+)
 @click.option("--state-names", metavar="A,B", help="Names of the states, in their order.")
 @_check_options
 def tf1_checkpoint(checkpoint: str, output: str, state_names: str | None, **options: Any) -> None:
     """Export a language model from TensorFlow 1.
 
     CHECKPOINT is the prefix of its files (model.ckpt-100) or their folder. Known are the cells of
-    tf.nn.rnn_cell: BasicLSTMCell, LSTMCell, GRUCell, BasicRNNCell, alone or in a MultiRNNCell.
+    tf.nn.rnn_cell: BasicLSTMCell, LSTMCell, LSTMBlockCell, LSTMBlockFusedCell, GRUCell,
+    BasicRNNCell, alone or in a MultiRNNCell.
     """
     files = [checkpoint, f"{checkpoint}.index", f"{checkpoint}.meta", options["vocabulary"]]
     check_output(output, inputs=[f for f in files if f])

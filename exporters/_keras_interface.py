@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -27,7 +28,7 @@ class Interface:
         tokens: Name of the input that takes the tokens; None when the model declares no inputs.
         others: The other inputs by name: shape without the batch axis, and dtype.
         one_hot: Width of the vectors that stand for tokens; None where the model takes ids.
-        first_token: Smallest id that a stream may hold: 1 where 0 is masked.
+        masked: The ids that the model masks: padding, which no stream holds.
         vocabulary_size: V.
         output: Position of the logits among the model's outputs, flattened.
         time: The logits have a time axis; otherwise they are the last step's.
@@ -39,12 +40,17 @@ class Interface:
     tokens: str | None
     others: dict[str, tuple[tuple[int, ...], str]]
     one_hot: int | None
-    first_token: int
     vocabulary_size: int = 0
     output: int = 0
     time: bool = True
     probabilities: bool = False
     normalized: bool = False
+    masked: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids that a stream may hold."""
+        return np.setdiff1d(np.arange(self.vocabulary_size), self.masked)
 
     def outputs(self, ids: Any, others: dict[str, Any] | None = None) -> list[Any]:
         """Run the model on token ids ``[batch, time]``; its outputs, flattened.
@@ -84,14 +90,11 @@ def discover(
         ModelError: There is no input for tokens or no output that can be logits.
     """
     name, others, one_hot = _token_input(model, tokens)
-    masked = any(getattr(x, "mask_zero", False) for x in all_layers(model)) or any(
-        isinstance(x, keras.layers.Masking) for x in all_layers(model)
-    )
-    interface = Interface(model, name, others, one_hot, int(masked))
+    interface = Interface(model, name, others, one_hot)
     random = np.random.default_rng(seed)
     rows = [x.input_dim for x in all_layers(model) if isinstance(x, keras.layers.Embedding)]
     known = one_hot or vocabulary_size or (min(rows) if rows else None) or 2
-    ids = random.integers(min(interface.first_token, known - 1), known, (3, 4))
+    ids = random.integers(min(1, known - 1), known, (3, 4))  # 0 is often masked
     try:
         with recurrence.running():
             outputs = interface.outputs(tf.constant(ids, tf.int64))
@@ -116,6 +119,8 @@ def discover(
             f"The embedding has {small[0]} rows, the logits are {interface.vocabulary_size} wide; "
             "expected a row for every token."
         )
+    if any(mask is not None for mask in recurrence.masks):
+        interface.masked = _masked_ids(interface, recurrence, random)
     return interface
 
 
@@ -152,6 +157,41 @@ def _keeping_time(call: Any) -> Any:
         return output[:, None] if taken else output
 
     return encode
+
+
+def _masked_ids(
+    interface: Interface, recurrence: Recurrence, random: np.random.Generator
+) -> tuple[int, ...]:
+    """The ids that a recurrent layer is told to skip, found by asking for the mask of every id.
+
+    Every id is asked for twice, in different places and company.
+
+    Raises:
+        ModelError: The model masks every id, or more than the id decides.
+    """
+    size, length = interface.vocabulary_size, 16
+    streams = int(np.clip(2**26 // size, 128, 4096)) // length
+    answers = []
+    for order in (np.arange(size), random.permutation(size)):
+        rows = np.resize(order, (-(-size // length), length))
+        kept = np.ones(size, bool)
+        for start in range(0, len(rows), streams):
+            ids = rows[start : start + streams]
+            run = partial(interface.outputs, tf.constant(ids, tf.int64))
+            for mask in recurrence.masks_of(run):
+                if mask is not None:
+                    kept[ids[~np.broadcast_to(_array(mask).astype(bool), ids.shape)]] = False
+        answers.append(kept)
+    differ = np.flatnonzero(answers[0] != answers[1])
+    if differ.size:
+        one = int(differ[0])
+        raise ModelError(
+            f"The model masks id {one} in one place and not in another; expected that the id alone "
+            "decides whether a step is skipped. Take the mask out: a stream of text has no padding."
+        )
+    if not answers[0].any():
+        raise ModelError("The model masks every id, so that nothing is read; expected padding.")
+    return tuple(int(k) for k in np.flatnonzero(~answers[0]))
 
 
 def _token_input(

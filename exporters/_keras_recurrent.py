@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,7 @@ class Recurrence:
 
     model: Any
     calls: list[Call] = field(default_factory=list)
+    masks: list[Any] = field(default_factory=list)
     given: list[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -76,18 +77,11 @@ class Recurrence:
                 leaves each recurrence at its own start.
             one_step: Call the cell once in place of the loop over time.
         """
-        self.calls = []
+        self.calls, self.masks = [], []
         self.given = None if given is None else list(given)
         with ExitStack() as stack:
             for layer in self.layers:
-                # Its state variables have one batch size, and are the caller's.
-                stack.enter_context(replaced(layer, "stateful", False))
-                # Masks of dropout are drawn even in inference, and the generator is a variable.
-                stack.enter_context(
-                    replaced(layer, "_maybe_config_dropout_masks", lambda *a, **k: None)
-                )
-                loop = self._loop(layer, one_step)
-                stack.enter_context(replaced(layer, "inner_loop", loop))
+                stack.enter_context(_with_loop(layer, self._loop(layer, one_step)))
             for cell in self.cells:
                 stack.enter_context(replaced(cell, "call", self._cell(cell, one_step)))
             yield
@@ -96,6 +90,35 @@ class Recurrence:
                 "The model runs another number of recurrences from call to call; expected the "
                 "same recurrent layers at every length."
             )
+
+    def masks_of(self, run: Callable[[], Any]) -> list[Any]:
+        """The masks ``[batch, time]`` that the recurrent layers are handed, None for none.
+
+        Args:
+            run: Runs the model, which must have run within `running` before. What lies behind
+                the last recurrent layer is not computed, and no loop is run.
+        """
+        count, found = len(self.masks), list[Any]()
+
+        def without_loop(layer: Any) -> Any:
+            def inner_loop(
+                sequences: Any, initial_state: Any, mask: Any = None, training: bool = False
+            ) -> Any:
+                found.append(mask)
+                if len(found) == count:
+                    raise _AllSeen
+                output, state = _step(layer.cell, sequences[:, 0], initial_state)
+                every = keras.ops.repeat(output[:, None], sequences.shape[1], axis=1)
+                return output, every, state
+
+            return inner_loop
+
+        with ExitStack() as stack:
+            for layer in self.layers:
+                stack.enter_context(_with_loop(layer, without_loop(layer)))
+            with suppress(_AllSeen):
+                run()
+        return found
 
     def _loop(self, layer: Any, one_step: bool) -> Any:
         own = layer.inner_loop
@@ -109,10 +132,11 @@ class Recurrence:
                     sequences=sequences, initial_state=call.before, mask=mask, training=False
                 )
             else:
-                # No mask: a padded step is one that a stream does not have.
+                # No mask: which ids are masked is known, and a stream does not have them.
                 output, state = _step(layer.cell, sequences[:, 0], call.before)
                 result = output, output[:, None], state
             call.after = result[2]
+            self.masks.append(mask)
             self.calls.append(call)
             return result
 
@@ -149,6 +173,22 @@ class Recurrence:
             )
         taken, self.given = self.given[:count], self.given[count:]
         return tree.pack_sequence_as(own, taken)
+
+
+class _AllSeen(BaseException):  # not an Exception: Keras wraps those
+    """Every recurrent layer has been handed its mask."""
+
+
+@contextmanager
+def _with_loop(layer: Any, inner_loop: Any) -> Iterator[None]:
+    """Put `inner_loop` in the place of the loop of a recurrent layer."""
+    with ExitStack() as stack:
+        # Its state variables have one batch size, and are the caller's.
+        stack.enter_context(replaced(layer, "stateful", False))
+        # Masks of dropout are drawn even in inference, and the generator is a variable.
+        stack.enter_context(replaced(layer, "_maybe_config_dropout_masks", lambda *a, **k: None))
+        stack.enter_context(replaced(layer, "inner_loop", inner_loop))
+        yield
 
 
 def all_layers(model: Any) -> list[Any]:

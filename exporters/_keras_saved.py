@@ -19,14 +19,16 @@ import onnx
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import read_roles, require_state_names, write_roles
+from mnemoscope.analyzer.roles import State, read_roles, rename_states, write_roles
 from tensorflow.core.protobuf import saved_model_pb2
 
 from . import shipped
+from ._graph import initializer_names, produced_values, rename_values
 from ._keras_trace import trace
 from ._memory_model import require_writable, save
-from ._parity import Feeds, check_sequences
+from ._parity import LONG, Feeds, check_sequences
 from ._report import Report
+from ._shipped_output import SMALLEST, are_probabilities, logarithm
 from ._shipped_roles import RolesNeeded
 from ._vocabulary import VocabularyOptions
 
@@ -53,6 +55,10 @@ _HARMLESS = re.compile(
 # A graph of TensorFlow 1 reads its variables by operations of its own.
 _READS_VARIABLES = {"RestoreV2", "Restore"}
 _LARGEST_GRAPH = 2**31 - 1
+_NO_NAMES = (
+    "A SavedModel keeps no names of layers: name the states with --state-names (a name that ends "
+    "in .h or .c tells the kind too), or save a .keras file."
+)
 
 
 def is_saved_model(path: Any) -> bool:
@@ -115,10 +121,8 @@ def export_saved_model(
             ) from error
         model = onnx.load(file)
     roles, vocabulary = read_roles(model)
-    states = roles.states
-    if names is not None:
-        require_state_names(names, of=[s.name for s in states])
-        states = tuple(replace(s, name=n) for s, n in zip(states, names, strict=True))
+    states = _named(model, roles.states, names)
+    called = {old.name: new.name for old, new in zip(roles.states, states, strict=True)}
     source = {**roles.source, "framework": "tensorflow", "framework_version": tf.__version__}
     roles = replace(roles, states=states, source=source)
     del model.metadata_props[:]
@@ -127,14 +131,19 @@ def export_saved_model(
 
     def whole(ids: np.ndarray, _: Feeds) -> tuple[np.ndarray, Feeds]:
         logits = np.asarray(run(tf.constant(ids, ids_type))[which])
+        if found.normalized and are_probabilities(logits):  # their logarithm was written
+            logits = logarithm(logits)
         return logits.reshape(len(ids), -1, logits.shape[-1]), {}
 
+    streams, steps = spec.shape if spec.shape.rank == 2 else (None, None)
     parity = check_sequences(
         model,
         whole,
         vocabulary_size=found.vocabulary_size,
-        lengths=(spec.shape[1] or 6,) if spec.shape.rank == 2 else (6,),
-        batches=(1, 2, 5) if not spec.shape.rank or spec.shape[0] is None else (spec.shape[0],),
+        lengths=(steps or 6,),
+        long=None if steps else LONG,
+        batches=(1, 2, 5) if streams is None else (streams,),
+        lowest=float(np.log(SMALLEST)) if found.normalized else None,
         from_random=False,
         tolerance=tolerance,
         seed=seed,
@@ -147,11 +156,33 @@ def export_saved_model(
         states=states,
         route="a SavedModel, converted whole by tf2onnx",
         parity=parity,
-        notes=(
-            *found.notes,
-            "A SavedModel keeps no names of layers: give --state-names, or save a .keras file.",
-        ),
+        notes=found.notes if names is not None else (*found.notes, _NO_NAMES),
+        evidence=tuple((called.get(role, role), why) for role, why in found.evidence),
     )
+
+
+def _named(
+    model: onnx.ModelProto, states: tuple[State, ...], names: Sequence[str] | None
+) -> tuple[State, ...]:
+    """The states under the names that were given, and so their tensors in the graph."""
+    graph = model.graph
+    tensors: dict[str, str] = {}
+    named = []
+    for old, new in zip(states, rename_states(states, names), strict=True):
+        for tensor in (old.input, old.output):
+            if tensor.startswith(old.name):
+                tensors[tensor] = new.name + tensor.removeprefix(old.name)
+        named.append(
+            replace(new, input=tensors.get(old.input, old.input),
+                    output=tensors.get(old.output, old.output))
+        )  # fmt: skip
+    # Names may change places; another tensor that has a new name already moves aside.
+    taken = (produced_values(graph) | initializer_names(graph)) - set(tensors)
+    moved = {n: f"{n}.inner" for n in taken & set(tensors.values())}
+    rename_values(graph.node, tensors | moved)
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = (tensors | moved).get(value.name, value.name)
+    return tuple(named)
 
 
 def _signature(loaded: Any, folder: str) -> tuple[Any, str, tf.TensorSpec]:

@@ -15,10 +15,9 @@ class Report:
 
     Attributes:
         path: The file written.
-        tokens: Layout of the source's tokens, such as ``[batch, time]``, or of a shipped file's
-            input, such as ``x [N, T]``.
-        logits: Layout of its logits over the axes N (batch), T (time) and V, or the name of a
-            shipped file's output.
+        tokens: Layout of the source's tokens, such as ``[batch, time]``; for a shipped file after
+            the name of the input.
+        logits: Layout of its logits over the axes N (batch), T (time) and V, or their name.
         vocabulary_size: V.
         embedding_size: E.
         normalized: The logits are log-probabilities.
@@ -27,7 +26,7 @@ class Report:
         route: How the step was made from the source.
         parity: Agreement of the written file with the source.
         notes: What a reader of the results must know besides, a sentence each.
-        evidence: Role → why, where roles were inferred; role names are tensors' and states'.
+        evidence: Tensor or state → why it has its role, where that was found out.
     """
 
     path: str

@@ -292,11 +292,6 @@ def _store(flat: Flat, value: Any, name: str) -> str:
     return name
 
 
-def recurrent_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """LSTM, GRU and RNN nodes of the main graph, in order."""
-    return [n for n in model.graph.node if n.op_type in RECURRENT]
-
-
 def refuse_backward(model: onnx.ModelProto) -> None:
     """Raise ModelError when a recurrent node, at any depth, reads later words."""
     nodes = [n for f in model.functions for n in f.node]

@@ -16,14 +16,21 @@ _PLAIN = {"version": int, "tokens": str, "features": str, "layout": str, "logits
           "embedding": str, "constants": dict, "states": list, "help": list}  # fmt: skip
 _LARGEST_FILE = 2**24
 
+# An entry of states is complete with these; a wrong type is told whatever is missing.
+_FILLED = {"name": "state", "output": "state", "kind": "other", "layer": 0, "batch_axis": 0}
+
 HELP = [
-    "Complete this file and give it with --roles. Every entry that is null or empty is inferred.",
+    "Complete this file and give it with --roles. What is filled in was found; every entry that is "
+    "null, empty or absent is inferred.",
     "tokens: graph input with token ids; or features: graph input with floating-point features.",
     "layout: the axes of that input: NT or TN for tokens, N for one token per stream; NTE, TNE, "
     "NET or NE for features (N streams, T time, E features).",
-    'constants: graph inputs that always get the same value, such as {"sr": 16000}.',
-    "states: one entry per component: name, input, output, kind (cell, hidden or other), layer, "
-    "batch_axis, and layer_axis and layer_index for a tensor that stacks components.",
+    "constants: graph inputs that always get the same value, a number or a list for one stream, "
+    'such as {"sr": 16000}. An input that is no state belongs here, and not under states.',
+    "states: one entry per component: input and output, and, where they are not to be inferred, "
+    "name, kind (cell, hidden or other), layer, batch_axis, and layer_axis and layer_index for a "
+    "tensor that stacks components. candidates lists the outputs that have the shape of the input; "
+    "put the right one as output.",
     "logits: the graph output that is read as logits.",
     "embedding: the tensor that the recurrent core reads, where the lookup is not found.",
 ]
@@ -72,27 +79,57 @@ def read_given(source: Any) -> dict[str, Any]:
         raise ModelError(f"{where} has version {given['version']}; this program reads version 1.")
     if "tokens" in given and "features" in given:
         raise ModelError(f"{where} names both tokens and features; a model reads one of them.")
+    if "constants" in given:
+        given["constants"] = {k: v for k, v in given["constants"].items() if v is not None}
     for name, value in given.get("constants", {}).items():
-        if not isinstance(value, (int, float)):
+        if not _is_numbers(value):
             raise ModelError(
-                f"{where}: the constant {name!r} must be a number, found {value!r:.40}."
+                f"{where}: the constant {name!r} must be a number or a list of numbers, found "
+                f"{value!r:.40}."
             )
     states = []
     for number, item in enumerate(given.get("states", [])):
         try:
-            states.append(_read(item, State, f"states[{number}]"))
+            entry = _entry(item, f"states[{number}]")
         except ValueError as error:
             raise ModelError(f"{where}: {error}.") from error
+        # What the template lists and the user made a constant.
+        if "output" in entry or entry["input"] not in given.get("constants", {}):
+            states.append(entry)
     for key in ("states", "constants"):
         if not given.get(key):
             given.pop(key, None)
     if states:
         try:
-            require_state_names([s.name for s in states])
+            require_state_names([s["name"] for s in states if "name" in s])
         except ModelError as error:
             raise ModelError(f"{where}: {error}") from error
         given["states"] = states
     return given
+
+
+def _is_numbers(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, list):
+        return depth < 8 and bool(value) and all(_is_numbers(v, depth + 1) for v in value)
+    return isinstance(value, (int, float))
+
+
+def _entry(item: Any, where: str) -> dict[str, Any]:
+    """What is said of a state; ValueError where it is said wrongly."""
+    said = {k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item
+    if isinstance(said, dict):
+        said.pop("candidates", None)
+        if "input" not in said:
+            raise ValueError(f"{where} lacks input")
+        if ("layer_axis" in said) != ("layer_index" in said):
+            raise ValueError(f"{where} needs both layer_axis and layer_index, or neither")
+    state = _read({**_FILLED, **said} if isinstance(said, dict) else said, State, where)
+    return {key: getattr(state, key) for key in said}
+
+
+def is_complete(entry: dict[str, Any]) -> bool:
+    """Whether an entry leaves nothing of a state to be inferred."""
+    return {*_FILLED, "input"} <= entry.keys()
 
 
 def _words(kind: type) -> str:
@@ -102,7 +139,7 @@ def _words(kind: type) -> str:
 def write_template(
     path: Path, known: dict[str, Any], inputs: list[str], outputs: list[str]
 ) -> None:
-    """Write roles for a user to complete."""
+    """Write roles for a user to complete: what is known, and what the graph has."""
     listed = [f"Graph inputs: {', '.join(inputs)}.", f"Graph outputs: {', '.join(outputs)}."]
     data = {"help": [*HELP, *listed], "version": 1, "tokens": None, "features": None,
             "layout": None, "logits": None, "embedding": None, "constants": {}, "states": [],
@@ -137,10 +174,10 @@ def stems(name: str, *, after: bool) -> dict[str, int]:
 def name_pairs(inputs: list[str], outputs: list[str]) -> dict[str, str]:
     """Input → output for names that belong together: h0, hn; X, next_X; past_X, present_X."""
     scores = []
+    of_outputs = {o: stems(o, after=True) for o in outputs}
     for i in inputs:
         of_input = stems(i, after=False)
-        for o in outputs:
-            of_output = stems(o, after=True)
+        for o, of_output in of_outputs.items():
             shared = of_input.keys() & of_output.keys()
             if shared:
                 scores.append((min(of_input[s] + of_output[s] for s in shared), i, o))

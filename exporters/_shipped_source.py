@@ -17,6 +17,8 @@ from onnx import helper, numpy_helper
 
 from ._parity import Feeds
 from ._shipped_flat import FLOAT_TYPES
+from ._shipped_roles import name_pairs
+from ._shipped_rounding import rounds
 
 LENGTHS = "lengths"
 ONES = "ones"
@@ -81,7 +83,10 @@ class Source:
             for dim in value.type.tensor_type.shape.dim:
                 if dim.HasField("dim_param"):
                     dim.Clear()  # axes that share a name by mistake must not stop a run
-        self.session = _runtime.session(loose, threads=1)
+        self.model = loose
+        # A quantised LSTM takes a scale for the streams of each thread: as many threads as the
+        # written file has, or the two would round otherwise.
+        self.session = _runtime.session(loose, threads=None if rounds(loose) else 1)
 
     def dtype(self, name: str) -> np.dtype:
         return np.dtype(
@@ -127,10 +132,28 @@ class Source:
         if isinstance(value, str):
             if rank == 2:
                 return np.ones((batch, time), dtype)
-            shape = () if rank == 0 else (batch,)
-            return np.full(shape, time if value == LENGTHS else 1, dtype)
-        array = np.asarray(value, dtype)
-        return array if array.ndim == rank else array.reshape((1,) * rank)
+            return np.full((batch,)[:rank], time if value == LENGTHS else 1, dtype)
+        shape = [d if isinstance(d, int) else 1 for d in dims_of(self.inputs[name])]
+        axis = self.stream_axis(name)
+        try:
+            array = np.asarray(value, dtype)
+            if axis is not None:
+                shape[axis] = batch
+                array = np.expand_dims(array, axis) if array.ndim == rank - 1 else array
+            return np.array(np.broadcast_to(array, shape))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ModelError(
+                f"The constant {name!r} must be one number, or a list of the shape "
+                f"{[d for k, d in enumerate(shape) if k != axis]}."
+            ) from error
+
+    def stream_axis(self, name: str) -> int | None:
+        """The axis of streams of a constant input; None where all its axes are fixed."""
+        dims = dims_of(self.inputs[name])
+        if all(isinstance(d, int) for d in dims):
+            return None
+        x = dims_of(self.inputs[self.interface.x])
+        return _batch_axis(self.inputs[name], x[self.interface.axes.index("N")], None)
 
     def run(self, values: np.ndarray, states: Feeds) -> Feeds:
         """All graph outputs, by name.
@@ -162,13 +185,16 @@ def interfaces(
         model: A model without initialisers among its inputs.
         given: What a user said: ``tokens`` or ``features``, ``layout``, ``constants``, and
             ``states``: graph input → batch axis or None.
+
+    Raises:
+        ModelError: What was said does not fit the graph.
     """
     given = given or {}
     inputs = {i.name: i for i in model.graph.input}
     for value in inputs.values():
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"The graph input {value.name!r} is not a tensor.")
-    for x in _choices(inputs, given):
+    for x in _choices(model, inputs, given):
         constants, evidence = _constants(inputs, x, given)
         states = [n for n in inputs if n != x and n not in constants]
         for axes in _layouts(inputs[x], [inputs[n] for n in states], given.get("layout")):
@@ -199,7 +225,51 @@ def interfaces(
                     break
 
 
-def _choices(inputs: dict[str, onnx.ValueInfoProto], given: dict[str, Any]) -> list[str]:
+def sounds_like_state(name: str) -> bool:
+    return bool(_STATE_NAME.search(name))
+
+
+def unaccounted(model: onnx.ModelProto, given: dict[str, Any]) -> dict[str, str]:
+    """Graph inputs that can be neither read step by step nor carried → why."""
+    inputs = {i.name: i for i in model.graph.input}
+    said = {*given.get("constants", {}), *given.get("states", {})}
+    found = {}
+    for name, value in inputs.items():
+        dims = dims_of(value)
+        if name in said or name in _constants(inputs, "", given)[0]:
+            continue
+        free = sum(isinstance(d, str) for d in dims)
+        if not dims:
+            found[name] = "has no axes, so it is neither read step by step nor a state"
+        elif (
+            free > 1
+            and value.type.tensor_type.elem_type in FLOAT_TYPES
+            and not isinstance(dims[-1], int)
+        ):
+            found[name] = f"is declared as {dims}, with more than one open axis"
+    return found
+
+
+def partners(model: onnx.ModelProto) -> dict[str, str]:
+    """Input → output whose names belong together and whose declared shapes may agree."""
+    values = {v.name: v for v in (*model.graph.input, *model.graph.output)}
+
+    def alike(a: str, b: str) -> bool:
+        left, right = (values[n].type.tensor_type for n in (a, b))
+        dims = dims_of(values[a]), dims_of(values[b])
+        return left.elem_type == right.elem_type and (
+            not right.HasField("shape") or (len(dims[0]) == len(dims[1]) and all(
+                m == n for m, n in zip(*dims, strict=True)
+                if isinstance(m, int) and isinstance(n, int)))
+        )  # fmt: skip
+
+    pairs = name_pairs([i.name for i in model.graph.input], [o.name for o in model.graph.output])
+    return {i: o for i, o in pairs.items() if alike(i, o)}
+
+
+def _choices(
+    model: onnx.ModelProto, inputs: dict[str, onnx.ValueInfoProto], given: dict[str, Any]
+) -> list[str]:
     named = given.get("tokens") or given.get("features")
     if named:
         if named not in inputs:
@@ -218,8 +288,10 @@ def _choices(inputs: dict[str, onnx.ValueInfoProto], given: dict[str, Any]) -> l
         elif element in FLOAT_TYPES and rank in (2, 3):
             floats.append(name)
     order = {n: k for k, n in enumerate(_X_NAMES)}
-    ids.sort(key=lambda n: order.get(n.lower(), 99))
-    floats.sort(key=lambda n: (bool(_STATE_NAME.search(n)), order.get(n.lower(), 99)))
+    # What comes out under a name of its kind is a state before it is an input.
+    pairs = partners(model)
+    ids.sort(key=lambda n: (n in pairs, order.get(n.lower(), 99)))
+    floats.sort(key=lambda n: (sounds_like_state(n), n in pairs, order.get(n.lower(), 99)))
     return ids if ids else [*ids, *floats]
 
 
@@ -347,6 +419,8 @@ def _runs(model: onnx.ModelProto, interface: Interface) -> Source | None:
             "can be compared with single steps. Export the model with a free axis of time."
         )
     source = Source(model, interface)
+    for name, value in interface.constants.items():
+        source._constant(name, value, batch, time)  # one of a wrong shape is told as such
     try:
         source.run(example(interface, batch, time, 0), source.zeros(batch))
     except ModelError:
@@ -384,7 +458,28 @@ def freeze(model: onnx.ModelProto, source: Source) -> onnx.ModelProto:
             before.append(helper.make_node("ConstantOfShape", [shape], [name], value=fill))
         else:
             stored = source._constant(name, value, 1, 1)
-            graph.initializer.append(numpy_helper.from_array(stored, name))
+            place = source.stream_axis(name)
+            if place is None:
+                graph.initializer.append(numpy_helper.from_array(stored, name))
+                continue
+            parts = []
+            for k in range(rank):
+                parts.append(f"{name}/{k}")
+                if k != place:
+                    graph.initializer.append(
+                        numpy_helper.from_array(np.array([1], np.int64), parts[-1])
+                    )
+            graph.initializer.append(numpy_helper.from_array(stored, f"{name}/one"))
+            axis = f"{name}/axis"
+            graph.initializer.append(
+                numpy_helper.from_array(np.array([interface.axes.index("N")], np.int64), axis)
+            )
+            before += [
+                helper.make_node("Shape", [interface.x], [f"{name}/extent"]),
+                helper.make_node("Gather", [f"{name}/extent", axis], [parts[place]]),
+                helper.make_node("Concat", parts, [f"{name}/shape"], axis=0),
+                helper.make_node("Expand", [f"{name}/one", f"{name}/shape"], [name]),
+            ]
     nodes = [*before, *graph.node]
     del graph.input[:], graph.node[:]
     graph.input.extend(kept)

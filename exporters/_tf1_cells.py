@@ -17,6 +17,11 @@ _BIASES = {"kernel": "bias", "weights": "biases", "Matrix": "Bias", "W": "B"}
 _PEEPHOLES = {"i": ("w_i_diag", "W_I_diag"), "f": ("w_f_diag", "W_F_diag"),
               "o": ("w_o_diag", "W_O_diag")}  # fmt: skip
 
+# Scopes of cells, and of what only holds cells.
+_CELL = re.compile(r"(?i)cell(_?\d+)?$")
+_CONTAINER = re.compile(r"cell_?\d*|multi_?rnn_?cell(_?\d+)?")
+_BACKWARDS = re.compile(r"(^|[/_])(bw|bwd|rev|reversed?|backwards?)(?![a-z])|backward")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -65,12 +70,17 @@ class Cell:
         return own | {"c": self.units} if self.kind == "lstm" else own
 
 
-def find_cells(variables: Mapping[str, np.ndarray]) -> list[Cell]:
+def find_cells(variables: Mapping[str, np.ndarray], order: Sequence[str] = ()) -> list[Cell]:
     """The cells in `variables`, from the first layer to the last.
 
+    Args:
+        variables: By name.
+        order: Beginnings of names, where cells whose names do not say so are one stack: what
+            begins with the first lies below what begins with the next.
+
     Raises:
-        ModelError: There are none, one is not complete, they do not fit one on the other, or they
-            read the text backwards too.
+        ModelError: There are none, one is not known or not complete, nothing says that they are
+            one stack, they do not fit one on the other, or they read the text backwards too.
     """
     cells = []
     for name in variables:
@@ -87,12 +97,17 @@ def find_cells(variables: Mapping[str, np.ndarray]) -> list[Cell]:
             "rnn/basic_lstm_cell/kernel, rnn/gru_cell/gates/kernel or rnn/basic_rnn_cell/kernel; "
             f"the checkpoint has {shown or 'no floating-point variables'}."
         )
-    if any(re.search(r"(^|/)bw(/|$)|backward", cell.scope) for cell in cells):
+    _require_known(variables, cells)
+    if any(_BACKWARDS.search(cell.scope.lower()) for cell in cells):
         raise ModelError(
             "The model is bidirectional: its state at a word depends on the words that follow, so "
             "that how long a word is remembered has no answer. Expected cells that read forwards."
         )
-    cells.sort(key=lambda cell: _natural(cell.scope))
+    groups: dict[int, list[Cell]] = {}
+    for cell in cells:
+        place = next((k for k, start in enumerate(order) if cell.scope.startswith(start)), 0)
+        groups.setdefault(place, []).append(cell)
+    cells = [cell for place in sorted(groups) for cell in _stacked(groups[place])]
     for below, above in pairwise(cells):
         if above.input_size != below.output_size:
             raise ModelError(
@@ -128,6 +143,62 @@ def run_cell(
     if cell.projection is not None:
         h = h @ cell.projection
     return h, [h, c]
+
+
+def _require_known(variables: Mapping[str, np.ndarray], cells: Sequence[Cell]) -> None:
+    """Raise ModelError for a variable of a cell that is not among `cells`."""
+    for name in sorted(variables):
+        if any(name in cell.used for cell in cells):
+            continue
+        parts = name.split("/")[:-1]
+        for k, part in reversed(list(enumerate(parts))):
+            if _CELL.search(part) and not _CONTAINER.fullmatch(part.lower()):
+                raise ModelError(
+                    f"The variable {name!r} belongs to {'/'.join(parts[: k + 1])!r}, which is no "
+                    "cell that can be written, or has more than is known of that cell. Expected "
+                    "BasicLSTMCell, LSTMCell, LSTMBlockCell, GRUCell or BasicRNNCell of "
+                    "tf.nn.rnn_cell. If it belongs to another model, choose yours with --scope."
+                )
+
+
+def _stacked(cells: Sequence[Cell]) -> list[Cell]:
+    """`cells` in the order of the one number in which their scopes differ.
+
+    Raises:
+        ModelError: The scopes differ otherwise, or a number is left out.
+    """
+    if len(cells) < 2:
+        return list(cells)
+    found = []
+    for cell in cells:
+        parts = cell.scope.lower().split("/")
+        if parts[-1] == "linear":
+            parts = parts[:-1]
+        numbered = [re.fullmatch(r"(.*?)_?(\d+)", part) for part in parts]
+        names = [m[1] if m else part for m, part in zip(numbered, parts, strict=True)]
+        found.append((names, [int(m[2]) if m else 0 for m in numbered], cell))
+    shown = ", ".join(cell.scope or "(no scope)" for cell in cells)
+    # Cells of different kinds are told apart by the scopes that they are in.
+    parents = {tuple(names[:-1]) for names, _, _ in found}
+    kinds = {names[-1] for names, _, _ in found}
+    last = len(found[0][0]) - 1
+    places = [k for k in range(last + 1) if len({n[k] for _, n, _ in found if k < len(n)}) > 1]
+    if len(parents) > 1 or len(places) != 1 or (places == [last] and len(kinds) > 1):
+        raise ModelError(
+            f"Nothing says that the cells {shown} are one stack: their scopes do not differ by one "
+            "number, as multi_rnn_cell/cell_0 and cell_1 do. An encoder and a decoder, two "
+            "directions of reading, or two models look the same. Choose one with --scope; for a "
+            "stack, give the beginnings of the names from the first layer on, and those of the "
+            "embedding and the output: --scope first/,second/,embedding,softmax."
+        )
+    found.sort(key=lambda item: item[1][places[0]])
+    numbers = [numbers[places[0]] for _, numbers, _ in found]
+    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        raise ModelError(
+            f"The cells {shown} are numbered {', '.join(map(str, numbers))}; expected every number "
+            "in between: a layer without variables that can be read would be left out."
+        )
+    return [cell for _, _, cell in found]
 
 
 def _cell(kind: str, scope: str, last: str, variables: Mapping[str, np.ndarray]) -> Cell:
@@ -185,14 +256,9 @@ def _kind(scope: str) -> str | None:
     kinds = {
         "basic_lstm_cell": "lstm", "basiclstmcell": "lstm", "lstm_cell": "lstm",
         "lstmcell": "lstm", "basic_rnn_cell": "rnn", "basicrnncell": "rnn",
-        "lstm_block_cell": None, "layer_norm_basic_lstm_cell": None,
+        "lstm_block_cell": "lstm", "lstm_fused_cell": "lstm",
     }  # fmt: skip
     return kinds.get(last)
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """cell_10 after cell_9, and basic_lstm_cell before basic_lstm_cell_1."""
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", text)]
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

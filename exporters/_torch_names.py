@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from mnemoscope.analyzer.roles import State, require_state_names
+from mnemoscope.analyzer.roles import State, rename_states
 
 from ._torch_interface import Interface
 from ._torch_recurrent import Component, RecurrentCalls, components
@@ -68,7 +68,7 @@ def name_states(
                     _initial(leaf, part),
                 )
             )
-    return tuple(found) if names is None else _renamed(found, names)
+    return rename_states(found, names)
 
 
 def _parts(value: torch.Tensor, leaf: Leaf, known: list[Component]) -> list[_Part]:
@@ -103,21 +103,6 @@ def _initial(leaf: Leaf, part: _Part) -> tuple[float, ...] | None:
     if not bool(value.any()):
         return None
     return tuple(float(x) for x in value.flatten())
-
-
-def _renamed(found: list[State], names: Sequence[str]) -> tuple[State, ...]:
-    require_state_names(names, of=[s.name for s in found])
-    kinds = {"h": "hidden", "c": "cell"}
-    return tuple(
-        replace(
-            state,
-            name=name,
-            kind=kinds.get(name.rpartition(".")[2], "other")  # type: ignore[arg-type]
-            if state.kind == "other"
-            else state.kind,
-        )
-        for state, name in zip(found, names, strict=True)
-    )
 
 
 def _shaken(value: torch.Tensor, random: torch.Generator) -> torch.Tensor:

@@ -15,6 +15,7 @@ from mnemoscope.analyzer.roles import Level, Vocabulary
 
 UNKNOWN = ("<unk>", "<UNK>", "[UNK]", "<unknown>")
 _KERAS_RESERVED = ("<pad>", "[UNK]")
+_NO_VOCABULARY = "No --vocabulary: a corpus for this model must hold token ids, not words."
 END_OF_LINE = ("<eos>", "</s>", "<EOS>")
 
 
@@ -46,7 +47,7 @@ class VocabularyOptions:
             keras_reserved: Put ``<pad>`` and ``[UNK]``, which Keras reserves and lists of its
                 tokens may leave out, before the tokens of a JSON file that lacks just these two
                 and names no token for unknown words.
-            notes: Is told when that was done.
+            notes: Is told when that was done, or that there is no source.
 
         Raises:
             ModelError: The file cannot be read, its length is not `size`, a token comes twice,
@@ -56,6 +57,8 @@ class VocabularyOptions:
             self.source, self.level, self.unknown, self.end_of_line
         )  # fmt: skip
         if source is None:
+            if notes is not None:
+                notes.append(_NO_VOCABULARY)
             return None
         if isinstance(source, Vocabulary):
             tokens = list(source.tokens)

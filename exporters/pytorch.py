@@ -75,8 +75,8 @@ def export(
             tensor of the traced graph.
         vocabulary_size: V, where the shape of the logits leaves it open.
         seed: Of the random tokens and states of the tests; None is 0.
-        tolerance: Largest difference from the module, relative to the largest element of each
-            tensor; None is 1e-5 for float32 and 1e-12 for float64.
+        tolerance: Largest difference from the module, relative to how much each tensor varies
+            (`Parity`); None is 1e-5 for float32 and 1e-12 for float64.
 
     Returns:
         What was found.
@@ -89,6 +89,7 @@ def export(
         raise ModelError(f"Expected a torch.nn.Module, found a {type(module).__name__}.")
     target = require_writable(path)
     seed = seed or 0
+    notes: list[str] = []
     with torch.no_grad(), warnings.catch_warnings(), _prepared(module) as model:
         # It tells which kernel torch takes: true of every projected LSTM, and of no use here.
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
@@ -103,7 +104,7 @@ def export(
             seed=seed,
         )
         size = interface.vocabulary_size
-        words = VocabularyOptions(vocabulary, level, unknown, end_of_line).make(size)
+        words = VocabularyOptions(vocabulary, level, unknown, end_of_line).make(size, notes=notes)
         calls = RecurrentCalls(model)
         states = name_states(interface, calls, state_names, seed)
         calls.remove()
@@ -135,6 +136,7 @@ def export(
         initial=interface.initial_from,
         route=route,
         parity=parity,
+        notes=tuple(notes),
     )
 
 

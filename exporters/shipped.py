@@ -28,11 +28,19 @@ from onnx import TensorProto, helper, numpy_helper
 from ._embedding import EMBEDDING
 from ._graph import rename_values
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
-from ._parity import Feeds, Parity, ParityError, check_parity, check_sequences, state_view
+from ._parity import LONG, Feeds, Parity, ParityError, check_parity, check_sequences, state_view
 from ._report import Report
 from ._shipped_flat import opset_of, refuse_backward, without_functions
+from ._shipped_output import (
+    append_logarithm,
+    are_log_probabilities,
+    are_probabilities,
+    bounded,
+    logarithm,
+)
 from ._shipped_plan import Plan, Slot, Undecided, make_plan
 from ._shipped_roles import RolesNeeded, read_given, write_template
+from ._shipped_rounding import unrounded
 from ._shipped_source import Source
 from ._vocabulary import VocabularyOptions
 
@@ -75,8 +83,8 @@ def export(
             file with one; token k is its row k. None takes the identity: token k is the unit
             vector along feature k.
         seed: Of the random tokens and states of the comparison; None is 0.
-        tolerance: Largest difference from the shipped file, relative to the largest element of
-            each tensor; None is 1e-5 for float32.
+        tolerance: Largest difference from the shipped file, relative to how much each tensor
+            varies (`Parity`); None is 1e-5 for float32.
 
     Returns:
         What was found, and why.
@@ -120,25 +128,28 @@ def write(
     try:
         plan = make_plan(wide, given)
     except Undecided as error:
-        template = target.with_name(f"{target.name}.roles.json")
-        what = f"Complete the existing {template}, or remove it for a fresh template,"
-        if not os.path.lexists(template):  # a user's work is never replaced
-            write_template(template, _known(given), [i.name for i in original.graph.input],
-                           [o.name for o in original.graph.output])  # fmt: skip
-            what = f"A template was written to {template}: complete it"
-        reason = str(error).rstrip(".")
-        raise RolesNeeded(
-            f"The roles of this model cannot be decided: {reason}. {what} and give it with --roles."
-        ) from error
+        raise _roles_needed(error, target, given, original) from error
     notes = []
     if half:
         notes.append("The shipped file computes in half precision; the written one in float32.")
     table, size = _tokens(plan, features, notes)
-    words = said.make(size, keras_reserved=keras_reserved, notes=notes)
-    free = plan.logits_width != size
+    free = plan.output.width != size
     if free:
-        words = words or Vocabulary(tuple(map(str, range(size))), said.level or "word")
-        notes += _not_over_tokens(plan, size, named=said.source is not None)
+        notes.append(
+            f"The output {plan.logits!r} has {plan.output.width:,} numbers for {size:,} tokens: it "
+            "is no distribution over them. It plays the logits, and state gradients do not use it; "
+            "nothing that needs the probability of a token can be computed."
+        )
+        if said.source is None:
+            numbers = tuple(map(str, range(size)))
+            said = replaced(said, source=numbers, level=said.level or "word")
+            notes.append('No --vocabulary: the tokens are called "0", "1", ... by their ids.')
+    elif are_probabilities(plan.output.rows):
+        plan.probabilities = True
+        plan.evidence[plan.logits].append(
+            "gives probabilities (not negative, 1 in sum): their logarithm is written as logits"
+        )
+    words = said.make(size, keras_reserved=keras_reserved, notes=notes)
     step, slots, named = _assemble(plan, table, given.get("embedding"))
     states = _states(plan, slots)
     described = Roles(
@@ -146,7 +157,7 @@ def write(
         embedding=EMBEDDING,
         states=states,
         logits="logits",
-        normalized=_normalized(plan),
+        normalized=plan.probabilities or are_log_probabilities(plan.output.rows),
         source={
             "framework": f"onnx ({proto.producer_name or 'unknown producer'})"[:100],
             "framework_version": proto.producer_version[:100],
@@ -178,7 +189,7 @@ def write(
         embedding_size=width.type.tensor_type.shape.dim[-1].dim_value,
         normalized=described.normalized,
         states=states,
-        initial="as the file starts" if any(s.initial for s in states) else "zeros",
+        initial="as the file starts" if any(s.initial is not None for s in states) else "zeros",
         route="the shipped graph",
         parity=parity,
         notes=tuple(notes),
@@ -191,17 +202,32 @@ def _from_metadata(proto: onnx.ModelProto) -> tuple[dict[str, Any], Vocabulary |
     if not any(p.key == ROLES_KEY for p in proto.metadata_props):
         return {}, None
     roles, vocabulary = read_roles(proto)
+    states = [{k: v for k, v in asdict(s).items() if v is not None} for s in roles.states]
     given = {"tokens": roles.tokens, "layout": "NT", "logits": roles.logits,
-             "embedding": roles.embedding, "states": list(roles.states),
-             "metadata": True}  # fmt: skip
+             "embedding": roles.embedding, "states": states, "metadata": True}  # fmt: skip
     return given, vocabulary
 
 
-def _known(given: dict[str, Any]) -> dict[str, Any]:
-    known = {k: v for k, v in given.items() if k not in ("metadata", "version")}
-    if "states" in known:
-        known["states"] = [asdict(s) for s in known["states"]]
-    return known
+def _roles_needed(
+    error: Undecided, target: Path, given: dict[str, Any], model: onnx.ModelProto
+) -> RolesNeeded:
+    """What is open, after writing a template with what is known beside `target`."""
+    reason = f"The roles of this model cannot be decided: {str(error).rstrip('.')}."
+    template = target.with_name(f"{target.name}.roles.json")
+    if os.path.lexists(template):
+        # It may hold a user's work.
+        return RolesNeeded(
+            f"{reason} {template} exists and was left as it is: complete it and give it with "
+            "--roles, or move it away for a new template."
+        )
+    said = {k: v for k, v in given.items() if k not in ("metadata", "version")}
+    known = {**said, **error.known}
+    known["constants"] = {**error.known.get("constants", {}), **said.get("constants", {})}
+    write_template(template, known, [i.name for i in model.graph.input],
+                   [o.name for o in model.graph.output])  # fmt: skip
+    return RolesNeeded(
+        f"{reason} A template was written to {template}: complete it and give it with --roles."
+    )
 
 
 def _is_half(model: onnx.ModelProto) -> bool:
@@ -227,19 +253,7 @@ def _tokens(plan: Plan, features: Any, notes: list[str]) -> tuple[np.ndarray | N
         return table, len(table)
     if features is not None:
         raise ModelError(f"This model reads token ids ({i.x!r}); it has no use for --features.")
-    return None, plan.rows or plan.logits_width
-
-
-def _not_over_tokens(plan: Plan, size: int, *, named: bool) -> list[str]:
-    """What to know of an output that is no distribution over the tokens."""
-    notes = [
-        f"The output {plan.logits!r} has {plan.logits_width:,} numbers for {size:,} tokens: it is "
-        "no distribution over them. It plays the logits, and state gradients do not use it; "
-        "nothing that needs the probability of a token can be computed."
-    ]
-    if not named:
-        notes.append('No --vocabulary: the tokens are called "0", "1", ... by their ids.')
-    return notes
+    return None, plan.rows or plan.output.width
 
 
 def _table(features: Any, width: int) -> np.ndarray:
@@ -274,11 +288,6 @@ def _table(features: Any, width: int) -> np.ndarray:
     return table
 
 
-def _normalized(plan: Plan) -> bool:
-    rows = plan.logits_row.reshape(-1).astype(np.float64)
-    return bool(rows.size > 1 and rows.max() <= 0 and abs(np.exp(rows).sum() - 1) < 1e-3)
-
-
 def _assemble(
     plan: Plan, table: np.ndarray | None, embedding: str | None
 ) -> tuple[onnx.ModelProto, list[Slot], str | None]:
@@ -291,7 +300,7 @@ def _assemble(
     # A file that an exporter wrote has these already.
     computed = [o for n in graph.node for o in n.output]
     new.update({o: f"given.{o}" for o in computed if o.startswith(f"{EMBEDDING}.")})
-    for name in ("layout", "logits/shape", "logits/first", "table", "features"):
+    for name in ("layout", "logits/shape", "logits/first", "table", "features", "logarithm"):
         new[f"mnemoscope/{name}"] = f"mnemoscope/given/{name}"
     rename_values(graph.node, new)
     for node in graph.node:
@@ -323,8 +332,10 @@ def _assemble(
     )
     inputs = [info("tokens", element, ["batch", 1])]
     outputs = []
-    axis, width = plan.logits_axis, plan.logits_width
-    perm = [axis, *(a for a in range(plan.logits_row.ndim + 1) if a != axis)]
+    axis, width = plan.output.axis, plan.output.width
+    perm = [axis, *(a for a in range(len(plan.output.shape)) if a != axis)]
+    if plan.probabilities:
+        logits = append_logarithm(graph, logits)
     after.append(helper.make_node("Transpose", [logits], ["mnemoscope/logits/first"], perm=perm))
     after.append(
         helper.make_node("Reshape", ["mnemoscope/logits/first",
@@ -459,40 +470,69 @@ def _compare(
 ) -> Parity:
     """Hold the written model against the shipped one, by every way that the latter allows."""
     i, source = plan.interface, plan.source
+    if plan.probabilities:
+        written = bounded(written, "logits")
     batches = (1, 2, 5) if i.batch is None else tuple(n for n in (1, 2, 5) if n <= i.batch)
-    found = []
-    one_step = i.time in (None, 1)
-    if plan.on_interface and one_step:
-        roles, _ = read_roles(written)
-        within = _ROUNDED if plan.rounds and tolerance is None else tolerance
-        found.append(
-            check_parity(written, _reference(plan, source, table, roles), vocabulary_size=size,
-                         batches=batches, tolerance=within, seed=seed)
+    twin = unrounded(written) if plan.steady is not source else None
+    roles, _ = read_roles(written)
+    # Without the rounding, where the file rounds and that can be left out.
+    exact, shipped = (written, source) if twin is None else (twin, plan.steady)
+
+    def steps(
+        model: onnx.ModelProto, source: Source, streams: Sequence[int], within: float | None
+    ) -> Parity:
+        """Single steps on the shipped model's own interface."""
+        return check_parity(model, _reference(plan, source, table, roles), vocabulary_size=size,
+                            batches=streams, tolerance=within, seed=seed)  # fmt: skip
+
+    def sequences(
+        model: onnx.ModelProto, source: Source, count: int, streams: Sequence[int],
+        within: float | None, long: int | None = None,
+    ) -> Parity:  # fmt: skip
+        """Whole sequences from their start."""
+        return check_sequences(
+            model, lambda ids, _: (_sequence(plan, source, table, ids), {}), vocabulary_size=size,
+            lengths=(count,), long=long, batches=streams, from_random=False, tolerance=within,
+            seed=seed,
         )  # fmt: skip
+
+    found = []
+    single = i.time in (None, 1)
+    if plan.rounds and single:
+        # One stream: a scale for all of a batch lets streams influence one another.
+        near = _ROUNDED if tolerance is None else tolerance
+        found.append(
+            steps(written, source, batches[:1], near) if plan.on_interface
+            else sequences(written, source, 1, batches[:1], near)
+        )  # fmt: skip
+    if plan.on_interface and single and not (plan.rounds and twin is None):
+        found.append(steps(exact, shipped, batches, tolerance))
     if plan.rounds:
         notes.append(
             "The file rounds with scales taken from each run, so steps round otherwise than whole "
-            "sequences; exact derivatives do not exist (use --method fd with a wide --step)."
+            "sequences; exact derivatives do not exist (use --method fd with a wide --step). "
+            f"Single steps were compared with the rounding ({_ROUNDED:g} allowed unless "
+            "--tolerance says otherwise)"
+            + (", and whole sequences without it." if twin is not None else ".")
         )
-    if i.time != 1 and not (plan.rounds and found):
-        if plan.rounds and tolerance is None:
-            tolerance = _ROUNDED_SEQUENCE
-        found.append(
-            check_sequences(written, lambda ids, _: (_sequence(plan, source, table, ids), {}),
-                            vocabulary_size=size, lengths=(i.time or 6,), batches=batches,
-                            from_random=False, tolerance=tolerance, seed=seed)
-        )  # fmt: skip
+    if i.time != 1:
+        rough = plan.rounds and twin is None
+        within = _ROUNDED_SEQUENCE if rough and tolerance is None else tolerance
+        # A file that insists on many steps is slow to follow.
+        few = batches[:1] if rough or (i.time or 1) > LONG else batches
+        long = LONG if i.time is None else None
+        found.append(sequences(exact, shipped, i.time or 6, few, within, long))
+        if long:
+            plan.evidence[plan.logits].append(
+                f"one run of {long} steps gives the logits of as many single steps"
+            )
         if not plan.on_interface:
             notes.append(
                 "States were added to the graph's interface, so the written file was compared "
                 "with the shipped one over whole sequences from their start."
             )
     if not found:
-        found.append(
-            check_sequences(written, lambda ids, _: (_sequence(plan, source, table, ids), {}),
-                            vocabulary_size=size, lengths=(1,), batches=batches,
-                            from_random=False, tolerance=tolerance, seed=seed)
-        )  # fmt: skip
+        found.append(sequences(exact, shipped, 1, batches, tolerance))
         notes.append(
             "The shipped file takes one step and does not carry its state: only that one step "
             "could be compared."
@@ -543,7 +583,9 @@ def _step_logits(plan: Plan, outputs: Feeds, count: int, steps: int) -> np.ndarr
     """The shipped logits as ``[N, T, V]``, or ``[N, 1, V]`` where only the last step is given."""
     value = outputs[plan.logits]
     streams = plan.interface.batch or count
-    axis, width = plan.logits_axis, plan.logits_width
+    width, axis = plan.output.width, plan.output.axis
+    if plan.probabilities:
+        value = logarithm(value)
     given = value.size // (streams * width)
     if value.size != streams * width * given or given not in (1, steps):
         raise ParityError(
@@ -553,7 +595,7 @@ def _step_logits(plan: Plan, outputs: Feeds, count: int, steps: int) -> np.ndarr
     if value.ndim > axis and value.shape[axis] == streams:
         first = np.moveaxis(value, axis, 0)
         rest = first.shape[1:]
-        single = plan.logits_row.shape
+        single = [n for k, n in enumerate(plan.output.shape) if k != axis]
         if given == 1:
             return np.ascontiguousarray(first[:count].reshape(count, 1, width))
         times = [a for a, (m, n) in enumerate(zip(rest, single, strict=True)) if m != n]
@@ -591,10 +633,13 @@ def _compare_half(
 ) -> None:
     """The written model against the shipped one in its own half precision."""
     source = Source(original, plan.interface)
+    steps = plan.interface.time or 6
+    # A softmax in half precision keeps few digits of what is smaller.
+    lowest = float(np.log(1e-4)) if plan.probabilities else None
     worst = check_sequences(
         written, lambda ids, _: (_sequence(plan, source, table, ids).astype(np.float32), {}),
-        vocabulary_size=size, lengths=(plan.interface.time or 6,), batches=(1,),
-        from_random=False, tolerance=_HALF, seed=seed,
+        vocabulary_size=size, lengths=(steps,), batches=(1,), from_random=False,
+        lowest=lowest, tolerance=_HALF, seed=seed,
     ).worst  # fmt: skip
     notes.append(f"In its own half precision the shipped file differs by {worst:.1e}.")
 

@@ -20,7 +20,7 @@ import tensorflow as tf
 from keras import tree
 from mnemoscope.analyzer._version import __version__
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import Level, Roles, State, Vocabulary, require_state_names
+from mnemoscope.analyzer.roles import Level, Roles, State, Vocabulary, rename_states
 
 from ._embedding import EMBEDDING, EmbeddingError
 from ._keras_interface import Interface, discover, prepared
@@ -29,14 +29,12 @@ from ._keras_recurrent import Recurrence, all_layers, components, replaced
 from ._keras_saved import export_saved_model, is_saved_model
 from ._keras_trace import trace
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
-from ._parity import Feeds, Parity, check_sequences
+from ._parity import LONG, Feeds, Parity, check_sequences
 from ._report import Report
+from ._shipped_output import SMALLEST
 from ._vocabulary import VocabularyOptions
 
 __all__ = ["Report", "export", "load_model", "load_weights"]
-
-# Probabilities below this are not told apart: float32 rounds them to zero soon after.
-_SMALLEST = 1e-30
 
 
 def export(
@@ -78,8 +76,8 @@ def export(
             of the converted graph.
         vocabulary_size: V, where several outputs could be the logits.
         seed: Of the random tokens and states of the tests; None is 0.
-        tolerance: Largest difference from the model, relative to the largest element of each
-            tensor; None is 1e-5 for float32 and 1e-12 for float64.
+        tolerance: Largest difference from the model, relative to how much each tensor varies
+            (`Parity`); None is 1e-5 for float32 and 1e-12 for float64.
 
     Returns:
         What was found.
@@ -158,18 +156,15 @@ def _find_states(
     """Describe every state tensor: input ``state_K``, output ``state_K_next``, all batch first."""
     random = np.random.default_rng(seed)
     starts = []
-    low, high = interface.first_token, interface.vocabulary_size
     for _ in range(2):
-        ids = tf.constant(random.integers(min(low, high - 1), high, (3, 2)), tf.int64)
+        ids = tf.constant(random.choice(interface.ids, (3, 2)), tf.int64)
         with recurrence.running():
             interface.outputs(ids)
         calls = recurrence.calls
         starts.append([np.asarray(x) for call in calls for x in tree.flatten(call.before)])
-    found = components(calls)
-    labels = list(names) if names is not None else [c.name for c in found]
-    require_state_names(labels, of=[c.name for c in found])
     states = []
-    for k, (component, label, one, two) in enumerate(zip(found, labels, *starts, strict=True)):
+    for k, (component, one, two) in enumerate(zip(components(calls), *starts, strict=True)):
+        label = component.name
         if one.ndim < 2 or one.shape[0] != 3:
             raise ModelError(
                 f"The state {label!r} has the shape {list(one.shape)} for 3 streams; expected "
@@ -195,14 +190,13 @@ def _find_states(
                 initial=initial,
             )
         )
-    return tuple(states)
+    return rename_states(states, names)
 
 
 def _require_no_other_input(interface: Interface, recurrence: Recurrence, seed: int) -> None:
     """Inputs besides the tokens must be initial states, which the step is handed anyway."""
     random = np.random.default_rng(seed)
-    low, high = interface.first_token, interface.vocabulary_size
-    ids = tf.constant(random.integers(min(low, high - 1), high, (2, 3)), tf.int64)
+    ids = tf.constant(random.choice(interface.ids, (2, 3)), tf.int64)
     if not interface.others:
         return
     with recurrence.running():
@@ -225,9 +219,9 @@ def _require_no_other_input(interface: Interface, recurrence: Recurrence, seed: 
             )
 
 
-def _masking_notes(interface: Interface, words: Vocabulary | None) -> list[str]:
-    if not interface.first_token:
-        return []
+def _masking_notes(interface: Interface, words: Vocabulary | None) -> tuple[str, ...]:
+    if not interface.masked:
+        return ()
     for what, token in (
         ()
         if words is None
@@ -236,16 +230,19 @@ def _masking_notes(interface: Interface, words: Vocabulary | None) -> list[str]:
             ("end-of-line", words.end_of_line),
         )
     ):
-        if token is not None and words is not None and words.tokens[0] == token:
+        place = None if token is None or words is None else words.tokens.index(token)
+        if place in interface.masked:
             raise ModelError(
-                f"The model masks id 0 (mask_zero), and the {what} token {token!r} has it: the "
-                "model skips that token where a text is to be read. Expected padding at id 0; "
-                "name another token, or give the model one."
+                f"The model masks id {place} (mask_zero, or a mask), and the {what} token "
+                f"{token!r} has it: the model skips that token where a text is to be read. "
+                "Expected padding there; name another token, or give the model one."
             )
-    return [
-        "The model masks id 0 (mask_zero): it is padding, which no stream of text holds. The "
-        "written step reads every token and was compared on the ids from 1 on."
-    ]
+    shown = ", ".join(map(str, interface.masked[:8])) + (", …" if len(interface.masked) > 8 else "")
+    ids, it = ("ids", "they are") if len(interface.masked) > 1 else ("id", "it is")
+    return (
+        f"The model masks {ids} {shown} (mask_zero, or a mask): {it} padding, which no stream of "
+        "text may hold. The written step reads every token and was compared on the other ids.",
+    )
 
 
 def _convert(
@@ -287,6 +284,10 @@ def _convert(
         return (logits, *shaped, *map(tf.identity, seen[:1]))
 
     with ExitStack() as stack:
+        for part in all_layers(interface.model):
+            if isinstance(part, keras.layers.Masking):
+                # It passes on what it does not mask, and what it masks is in no stream.
+                stack.enter_context(replaced(part, "call", lambda inputs: inputs))
         if watched is not None:
             own = watched.call
             stack.enter_context(replaced(watched, "call", watch))
@@ -324,8 +325,17 @@ def _compare(
 
     def whole(ids: np.ndarray, states: Feeds) -> tuple[np.ndarray, Feeds]:
         given = [tf.constant(states[s.input]) for s in roles.states]
-        with recurrence.running(given):
-            outputs = interface.outputs(tf.constant(ids))
+        try:
+            with recurrence.running(given):
+                outputs = interface.outputs(tf.constant(ids))
+        except ModelError:
+            raise
+        except Exception as error:  # whatever the model raises
+            first = (str(error).strip().splitlines() or ["no message"])[0]
+            raise ModelError(
+                f"The model cannot be run on {ids.shape[1]} tokens: {type(error).__name__}: "
+                f"{first} Expected a model of texts of any length."
+            ) from error
         logits = np.asarray(interface.logits(outputs))
         logits = logits.reshape(ids.shape[0], -1, interface.vocabulary_size)
         after = [np.asarray(x) for call in recurrence.calls for x in call.flat]
@@ -335,9 +345,10 @@ def _compare(
         written,
         whole,
         vocabulary_size=interface.vocabulary_size,
-        first_token=min(interface.first_token, interface.vocabulary_size - 1),
+        tokens=interface.ids,
+        long=LONG,
         lengths=(2, 7),  # some layers take a time axis of length 1 for none
-        lowest=float(np.log(_SMALLEST)) if interface.probabilities else None,
+        lowest=float(np.log(SMALLEST)) if interface.probabilities else None,
         tolerance=tolerance,
         seed=seed,
     )

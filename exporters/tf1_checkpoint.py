@@ -4,15 +4,15 @@ A checkpoint holds variables and no graph. The cells of ``tf.nn.rnn_cell`` (Tens
 by the names and shapes of their variables, so that the step can be written from them:
 
 - BasicRNNCell: h = tanh([x, h]·kernel + bias).
-- BasicLSTMCell, LSTMCell: [i, j, f, o] = [x, h]·kernel + bias;
+- BasicLSTMCell, LSTMCell, LSTMBlockCell, LSTMBlockFusedCell: [i, j, f, o] = [x, h]·kernel + bias;
   c = σ(f + forget_bias)·c + σ(i)·tanh(j), h = σ(o)·tanh(c); with peepholes (w_i_diag, w_f_diag of
   the old c, w_o_diag of the new one) and a projection of h where the checkpoint has them.
 - GRUCell: [r, u] = σ([x, h]·gates/kernel + gates/bias);
   n = tanh([x, r·h]·candidate/kernel + candidate/bias), h = u·h + (1 − u)·n.
 
 Source: the documentation and the published code of ``tensorflow/python/ops/rnn_cell_impl.py``,
-release 1.15. The forget bias (1.0 unless told otherwise) is added at run time and is in no
-variable.
+release 1.15, and TensorFlow's operators LSTMBlockCell and BlockLSTM. The forget bias (1.0 unless
+told otherwise) is added at run time and is in no variable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from mnemoscope.analyzer._version import __version__
 from mnemoscope.analyzer.errors import ModelError
-from mnemoscope.analyzer.roles import Kind, Level, Roles, State, Vocabulary, require_state_names
+from mnemoscope.analyzer.roles import Kind, Level, Roles, State, Vocabulary, rename_states
 
 from ._embedding import EMBEDDING
 from ._memory_model import build_memory_model, hash_weights, require_writable, save
@@ -76,7 +76,9 @@ def export(
         embedding: Variable ``[V, E]``; ``one-hot`` where the cells read one-hot vectors.
         output_weights: Variable ``[H, V]`` or ``[V, H]``.
         output_bias: Variable ``[V]``; ``none`` for no bias.
-        scope: Only variables whose names begin so, where the checkpoint holds several models.
+        scope: Only variables whose names begin so, where the checkpoint holds several models;
+            several beginnings are separated by commas, and cells under different ones are a stack
+            in that order.
         state_names: One name per state component, in the order that they are found.
         seed: Of the random tokens and states of the tests; None is 0.
         tolerance: Largest difference from the formulas above; None is 1e-5 for float32.
@@ -85,13 +87,14 @@ def export(
         What was found.
 
     Raises:
-        ModelError: It is no checkpoint, its variables are no known cells, or what belongs to what
-            cannot be told; nothing is written then.
+        ModelError: It is no checkpoint, its variables are no known cells, what belongs to what
+            cannot be told, or a variable is left over; nothing is written then.
     """
     target = require_writable(path)
-    variables = _read(checkpoint, scope)
+    beginnings = () if scope is None else tuple(filter(None, scope.split(",")))
+    variables = _read(checkpoint, beginnings)
     digest = hash_weights(variables.items())
-    cells = find_cells(variables)
+    cells = find_cells(variables, beginnings)
     rest = {n: v for n, v in variables.items() if not any(n in cell.used for cell in cells)}
     table, table_name = _find_embedding(rest, cells, embedding)
     weights, weights_name = _find_output(rest, cells[-1], table, table_name, output_weights)
@@ -110,8 +113,11 @@ def export(
         )
     table = table[:size]
     bias, bias_name = _find_bias(rest, size, weights_name, output_bias)
+    unused = sorted(set(rest) - {table_name, weights_name, bias_name})
+    _require_all_used(rest, unused, size, output_bias)
     bias_of_gate = 1.0 if forget_bias is None else forget_bias
-    words = VocabularyOptions(vocabulary, level, unknown, end_of_line).make(size)
+    notes: list[str] = []
+    words = VocabularyOptions(vocabulary, level, unknown, end_of_line).make(size, notes=notes)
     states = _describe(cells, state_names)
     roles = Roles(
         tokens="tokens",
@@ -156,7 +162,7 @@ def export(
         tolerance=tolerance,
     )
     save(written, target)
-    notes = [
+    notes += [
         f"Embedding: {table_name}; output: {weights_name}, bias {bias_name}.",
         *(f"{cell.kind}{k}: {cell.scope or '(no scope)'}." for k, cell in enumerate(cells)),
     ]
@@ -165,7 +171,6 @@ def export(
             f"Forget bias {bias_of_gate:g}: no variable holds it; it must be what the training "
             "used (1.0 is TensorFlow's default)."
         )
-    unused = sorted(set(rest) - {table_name, weights_name, bias_name})
     if unused:
         notes.append(f"Not used: {', '.join(unused)}.")
     return Report(
@@ -183,7 +188,26 @@ def export(
     )
 
 
-def _read(checkpoint: str | os.PathLike[str], scope: str | None) -> dict[str, np.ndarray]:
+def _require_all_used(
+    rest: dict[str, np.ndarray], unused: Sequence[str], size: int, output_bias: str | None
+) -> None:
+    """Raise ModelError for a variable that is left over and may be a part of the model.
+
+    A number alone is a learning rate or the like; a bias that was declined is known.
+    """
+    lost = {n: rest[n] for n in unused if rest[n].ndim > 0}
+    if output_bias == "none":
+        lost = {n: v for n, v in lost.items() if v.shape != (size,)}
+    if lost:
+        raise ModelError(
+            f"The model is an embedding, cells and an output, and the checkpoint holds more: "
+            f"{_list(lost)}. A layer that is left out makes a wrong model. If they are no part of "
+            "the model, choose what is by the beginnings of the names, separated by commas: "
+            "--scope rnn/,embedding,softmax."
+        )
+
+
+def _read(checkpoint: str | os.PathLike[str], beginnings: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The floating-point variables of a checkpoint, without those of its optimiser."""
     text = os.fspath(checkpoint)
     prefix = text
@@ -221,18 +245,24 @@ def _read(checkpoint: str | os.PathLike[str], scope: str | None) -> dict[str, np
             "Build the model in a FILE.py, load it there, and use: mnemoscope export keras "
             "FILE.py:OBJECT."
         )
-    if scope is not None:
-        inside = {n: v for n, v in found.items() if n.startswith(scope)}
-        if not inside:
-            raise ModelError(f"No variable begins with {scope!r}; there are {_list(found)}.")
-        found = inside
+    if beginnings:
+        for start in beginnings:
+            if not any(n.startswith(start) for n in found):
+                raise ModelError(f"No variable begins with {start!r}; there are {_list(found)}.")
+        found = {n: v for n, v in found.items() if n.startswith(beginnings)}
     half = [n for n, v in found.items() if v.dtype.itemsize < 4]
     return {n: v.astype(np.float32) if n in half else v for n, v in found.items()}
 
 
 def _is_slot(name: str, names: dict[str, list[int]]) -> bool:
     base, _, last = name.rpartition("/")
-    return (last in _SLOTS and base in names) or last in ("beta1_power", "beta2_power")
+    if last in ("beta1_power", "beta2_power"):
+        return True
+    if base in names and (last in _SLOTS or names[base] == names[name]):
+        return True  # optimisers of any name keep what they need under a variable's name
+    # Made inside a variable scope: Train/rnn/kernel/Adam.
+    parts = base.split("/")
+    return last in _SLOTS and any("/".join(parts[k:]) in names for k in range(1, len(parts)))
 
 
 def _find_embedding(
@@ -332,12 +362,11 @@ def _describe(cells: Sequence[Cell], names: Sequence[str] | None) -> tuple[State
     kinds: dict[str, Kind] = {"h": "hidden", "c": "cell"}
     for layer, cell in enumerate(cells):
         fields += [(f"{cell.kind}{layer}.{part}", kinds[part], layer) for part in cell.sizes]
-    labels = names if names is not None else [f[0] for f in fields]
-    require_state_names(labels, of=[f[0] for f in fields])
-    return tuple(
+    states = [
         State(label, f"state_{k}", f"state_{k}_next", kind, layer, 0)
-        for k, (label, (_, kind, layer)) in enumerate(zip(labels, fields, strict=True))
-    )
+        for k, (label, kind, layer) in enumerate(fields)
+    ]
+    return rename_states(states, names)
 
 
 def _list(variables: dict[str, np.ndarray]) -> str:

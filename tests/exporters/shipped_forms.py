@@ -460,6 +460,27 @@ def _export(make, **options):
     return export
 
 
+def probabilities():
+    """The last node is a Softmax."""
+    n = classic(log=False)
+    last = n.nodes.pop(next(k for k, m in enumerate(n.nodes) if m.output[0] == "log_softmax"))
+    last.input[0] = n.op("Softmax", last.input[0], axis=-1)
+    n.nodes.append(last)
+    return n
+
+
+def dilated():
+    """A causal convolution with a gap before the LSTM: memory that is no recurrent state."""
+    n = Net()
+    n.input("tokens", ["N", "T"], INT64)
+    x = n.op("Transpose", n.embed("tokens"), perm=[0, 2, 1])
+    x = n.op("Conv", x, n.weight("k", E, E, 2), dilations=[8], pads=[8, 0], kernel_shape=[2])
+    y = n.recurrent("LSTM", n.op("Transpose", x, perm=[2, 0, 1]), 0, E, [], [])
+    n.op("Transpose", n.head(y), out="logits", perm=[1, 0, 2])
+    n.output("logits", ["N", "T", V])
+    return n
+
+
 def _quantized(folder):
     shipped.export(quantized(folder), folder / "m.onnx")
     return folder / "m.onnx"
@@ -523,6 +544,7 @@ FORMS: list[Form] = [
         "Loop, state inside", (_li := cell(loops="loop inner")), oracle=cell_oracle(_li, "loop0.s0")
     ),
     form("LSTM inside a Scan", in_scan_lstm()),
+    form("ends in a softmax", probabilities(), layers=2),
     form("batch 1 baked in", baked()),
     form("batch 4 baked in", baked(4)),
     form("batch 1 and 5 steps baked in", baked(1, 5)),
@@ -533,6 +555,12 @@ FORMS: list[Form] = [
         None,
         jvp=False,
         why="DynamicQuantizeLSTM rounds its weights and inputs",
+    ),
+    Form(
+        "dilated causal convolution before an LSTM",
+        _export(dilated),
+        None,
+        refused="mixes time steps outside its recurrence",
     ),
     Form("bidirectional LSTM", _export(bidirectional), None, refused="depends on later words"),
 ]

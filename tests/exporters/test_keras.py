@@ -55,7 +55,7 @@ def test_a_step_with_swapped_gates_is_refused(tmp_path, monkeypatch):
         return output, [c, h]
 
     monkeypatch.setattr(_keras_recurrent, "_step", wrong)
-    with pytest.raises(ParityError, match=r"differs from its source.*would have passed"):
+    with pytest.raises(ParityError, match=r"differs from its source.*That is no rounding"):
         export(build(lstm), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -126,6 +126,107 @@ def test_masking_is_explained_and_padding_kept_apart(tmp_path):
         export(build(masked), tmp_path, vocabulary=["<unk>", *WORDS[1:]])
 
 
+def with_mask(mask):
+    """An LSTM that is handed `mask`, a function of the ids."""
+
+    def make():
+        ids = keras.Input((None,), dtype="int32")
+        x = layers.Embedding(V, E)(ids)
+        kept = layers.Lambda(mask, output_shape=lambda s: s)(ids)
+        return keras.Model(
+            ids, layers.Dense(V)(layers.LSTM(H, return_sequences=True)(x, mask=kept))
+        )
+
+    return make
+
+
+def masking_row():
+    """Masking on an embedding whose row 5 is zero."""
+    return stacked([layers.Masking(), S(layers.LSTM, H)])
+
+
+def test_a_mask_of_any_kind_is_found_and_said(tmp_path):
+    for make, masked, row in (
+        (with_mask(lambda t: keras.ops.not_equal(t, 1)), "id 1 ", None),
+        (with_mask(lambda t: keras.ops.greater(t, 2)), "ids 0, 1, 2 ", None),
+        (masking_row, "id 5 ", 5),
+    ):
+        model = build(make)
+        if row is not None:
+            table = model.layers[0].get_weights()[0]
+            table[row] = 0
+            model.layers[0].set_weights([table])
+        report = export(model, tmp_path)
+        assert any(f"The model masks {masked}" in note for note in report.notes), report.notes
+
+
+def test_what_a_mask_skips_may_be_no_special_token(tmp_path):
+    model = build(with_mask(lambda t: keras.ops.not_equal(t, 4)))
+    words = [*WORDS[:4], "<unk>", *WORDS[5:]]
+    with pytest.raises(ModelError, match=r"masks id 4.*the unknown token '<unk>' has it"):
+        export(model, tmp_path, vocabulary=words)
+    export(model, tmp_path, vocabulary=["<unk>", *WORDS[1:]])
+
+
+def test_a_mask_that_skips_nothing_is_not_mentioned(tmp_path):
+    report = export(build(lambda: stacked([layers.Masking(), S(layers.LSTM, H)])), tmp_path)
+    assert not any("mask" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda t: keras.ops.equal(t, t[:, :1]), "in one place and not in another"),
+        (lambda t: keras.ops.less(t, 0), "masks every id"),
+    ],
+)
+def test_a_mask_that_the_id_does_not_decide_is_refused(tmp_path, mask, message):
+    with pytest.raises(ModelError, match=message):
+        export(build(with_mask(mask)), tmp_path)
+
+
+class Window(layers.Layer):
+    """What is left of a text: its last tokens."""
+
+    def call(self, ids):
+        return ids[:, -16:]
+
+
+class BatchMean(layers.Layer):
+    """What is left when the mean over the streams is taken away."""
+
+    def call(self, x):
+        return x - keras.ops.mean(x, 0, keepdims=True)
+
+
+def windowed():
+    return sequential(Window(), layers.Embedding(V, E), layers.LSTM(H), layers.Dense(V))
+
+
+def dilated():
+    return layers.Conv1D(H, 2, padding="causal", dilation_rate=8)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: stacked([dilated(), S(layers.LSTM, H)]), "over 96 steps"),
+        (lambda: stacked([S(layers.LSTM, H), dilated(), S(layers.LSTM, H)]), "over 96 steps"),
+        (windowed, "over 96 steps"),
+        (lambda: stacked([S(layers.LSTM, H), BatchMean(), S(layers.LSTM, H)]),
+         "streams of a batch influence one another"),
+        (lambda: sequential(layers.Embedding(V, E), S(layers.LSTM, H),
+                            layers.Conv1D(H, 2, padding="causal"), layers.Dense(V),
+                            layers.Lambda(lambda t: t + keras.ops.one_hot(0, V) * -1e9)),
+         "differs from its source in 'logits'"),
+    ],
+)  # fmt: skip
+def test_what_a_short_run_does_not_show_is_refused(tmp_path, make, message):
+    with pytest.raises(ParityError, match=message):
+        export(build(make), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_are_loaded_and_change_the_hash(tmp_path):
     build(lstm, seed=1).save_weights(tmp_path / "w.weights.h5")
     export(build(lstm, seed=0), tmp_path)
@@ -142,6 +243,8 @@ def test_weights_are_loaded_and_change_the_hash(tmp_path):
         ({"vocabulary": ["a", "b"]}, "The vocabulary has 2 tokens"),
         ({"state_names": ["a"]}, "Expected 2 distinct state names"),
         ({"state_names": ["a", "b/c"]}, "holds a /"),
+        ({"state_names": ["a", ""]}, "is empty"),
+        ({"state_names": ["a", "a"]}, "2 distinct state names"),
         ({"tokens": "words"}, "There is no input 'words'"),
         ({"embedding": "nothing"}, "'nothing', asked for as the embedding"),
         ({"vocabulary_size": 9}, "Which output holds the logits"),
@@ -441,6 +544,69 @@ def test_ordinary_saved_models_are_not_refused(tmp_path):
         tf.compat.v1.saved_model.simple_save(session, str(tmp_path / "one"), {"x": ids}, {"y": y})
     for name in ("two", "one"):
         _keras_saved._require_harmless(tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A SavedModel of an LSTM and a GRU with a softmax behind."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model = build(
+        lambda: sequential(
+            layers.Embedding(V, E), S(layers.LSTM, H), S(layers.GRU, H),
+            layers.Dense(V, activation="softmax"),
+        )
+    )  # fmt: skip
+    model.export(folder, verbose=False)
+    return folder
+
+
+def test_names_that_a_saved_model_lacks(tmp_path, saved):
+    report = tensorflow.export(saved, tmp_path / "m.onnx")
+    assert [(s.name, s.kind) for s in report.states][2] == ("loop1.s0", "other")
+    assert "name the states with --state-names" in report.notes[-1]
+
+    names = ["lstm0.h", "lstm0.c", "gru1.h"]
+    report = tensorflow.export(saved, tmp_path / "m.onnx", state_names=names)
+    assert [(s.name, s.kind) for s in report.states] == [
+        ("lstm0.h", "hidden"), ("lstm0.c", "cell"), ("gru1.h", "hidden")
+    ]  # fmt: skip
+    assert not any("--state-names" in note for note in report.notes)
+    assert dict(report.evidence).keys() >= {*names}
+    assert "loop1.s0" not in dict(report.evidence)
+    proto = onnx.load(tmp_path / "m.onnx")
+    assert {i.name for i in proto.graph.input} == {"tokens", *(f"{n}_in" for n in names)}
+    assert {f"{n}_out" for n in names} < {o.name for o in proto.graph.output}
+
+
+def test_names_of_a_saved_model_that_change_places(tmp_path, saved):
+    names = ["lstm0.c", "lstm0.h", "x"]
+    report = tensorflow.export(saved, tmp_path / "m.onnx", state_names=names)
+    assert [(s.name, s.kind, s.input) for s in report.states] == [
+        ("lstm0.c", "hidden", "lstm0.c_in"),
+        ("lstm0.h", "cell", "lstm0.h_in"),
+        ("x", "other", "x_in"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b"], "Expected 3 distinct state names"),
+        (["a", "a", "b"], "Expected 3 distinct state names"),
+        (["a", "", "b"], "is empty"),
+        (["a", "b/c", "d"], "holds a /"),
+    ],
+)
+def test_wrong_names_of_a_saved_model(tmp_path, saved, names, message):
+    with pytest.raises(ModelError, match=message):
+        tensorflow.export(saved, tmp_path / "m.onnx", state_names=names)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_saved_model_that_ends_in_a_softmax_gives_log_probabilities(tmp_path, saved):
+    report = tensorflow.export(saved, tmp_path / "m.onnx")
+    assert report.normalized
+    assert read_roles(onnx.load(tmp_path / "m.onnx"))[0].normalized
 
 
 @pytest.mark.parametrize(

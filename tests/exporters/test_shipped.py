@@ -20,8 +20,7 @@ from click.testing import CliRunner
 from mnemoscope.analyzer import Corpus, analyze, open_model
 from mnemoscope.analyzer.errors import ModelError, NoDerivative
 from mnemoscope.cli.main import main
-from mnemoscope.exporters import shipped
-from mnemoscope.exporters._shipped_plan import Plan
+from mnemoscope.exporters import _shipped_plan, shipped
 from mnemoscope.exporters._shipped_roles import RolesNeeded, kind_of, name_pairs
 from mnemoscope.exporters._vocabulary import VocabularyOptions, read_tokens
 from mnemoscope.exporters.testing import ParityError
@@ -156,19 +155,6 @@ def test_template_completed_by_hand_works(tmp_path):
     assert np.linalg.norm(got["low"][5]) > 0
 
 
-def test_a_template_that_is_there_is_not_replaced(tmp_path):
-    source, target = write(pair(), tmp_path), tmp_path / "m.onnx"
-    template = tmp_path / "m.onnx.roles.json"
-    with pytest.raises(RolesNeeded, match="A template was written to"):
-        shipped.export(source, target)
-    mine = json.dumps({"logits": "out_logits", "help": ["half done"]})
-    template.write_text(mine)
-    for given in (None, template):
-        with pytest.raises(RolesNeeded, match=r"Complete the existing .*m\.onnx\.roles\.json"):
-            shipped.export(source, target, roles=given)
-        assert template.read_text() == mine
-
-
 def last_step_only(steps):
     """A file that insists on its number of steps, and gives the logits of the last alone."""
     n = forms.Net()
@@ -205,17 +191,31 @@ def test_a_list_of_tokens_that_is_too_short_is_refused(tmp_path):
 def test_an_initial_value_of_another_size(tmp_path, initial):
     given = roles(("h0", "next_h0"), ("c0", "next_c0"))
     given["states"][0]["initial"] = initial
+    traced = {"states": [{"input": "h0", "name": "s0", "initial": initial}]}
     source = write(forms.classic(layers=1), tmp_path)
-    with pytest.raises(ModelError, match=f"'s0' has {len(initial)} elements; its tensor has"):
-        shipped.export(source, tmp_path / "m.onnx", roles=given)
+    for said in (given, traced):
+        with pytest.raises(ModelError, match=f"'s0' has {len(initial)} elements; its tensor has"):
+            shipped.export(source, tmp_path / "m.onnx", roles=said)
+
+
+def test_an_initial_value_of_a_traced_state(tmp_path):
+    initial = np.linspace(-1, 1, forms.H).astype(float).tolist()
+    report = shipped.export(
+        write(forms.classic(layers=1), tmp_path),
+        tmp_path / "m.onnx",
+        roles={"states": [{"input": "h0", "initial": initial}]},
+    )
+    assert report.states[0].initial == tuple(initial)
+    assert report.states[1].initial is None
+    assert report.initial == "as the file starts"
 
 
 def test_the_shape_of_the_logits_is_found_once(tmp_path, monkeypatch):
     asked = []
-    own = Plan._logits_of
-    monkeypatch.setattr(Plan, "_logits_of", lambda plan, n: asked.append(n) or own(plan, n))
+    own = _shipped_plan.measure
+    monkeypatch.setattr(_shipped_plan, "measure", lambda *a: asked.append(a[1]) or own(*a))
     shipped.export(write(forms.classic(layers=1), tmp_path), tmp_path / "m.onnx")
-    assert sorted(asked) == [2, 3]
+    assert len(asked) == 1
 
 
 def roles(*pairs, **more):

@@ -46,9 +46,36 @@ def test_form(form, tmp_path):
             assert error.max() <= bar, (method, precision, name, error.max(), error.argmax())
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+BLOCKS = {
+    "LSTMBlockCell": (Checkpoint((Layer("lstm", "rnn/lstm_block_cell", block=True),)), {}),
+    "LSTMBlockCell, peepholes, forget bias 0.5": (
+        Checkpoint((Layer("lstm", "rnn/lstm_block_cell", 0.5, peepholes=True, block=True),)),
+        {"forget_bias": 0.5}),
+    "BasicLSTMCell below LSTMBlockCell": (
+        Checkpoint((Layer("lstm", "rnn/multi_rnn_cell/cell_0/basic_lstm_cell"),
+                    Layer("lstm", "rnn/multi_rnn_cell/cell_1/lstm_block_cell", block=True))), {}),
+    "LSTMBlockFusedCell": (Checkpoint((Layer("lstm", "lstm_fused_cell", block=True),)), {}),
+}  # fmt: skip
+
+
+def test_the_fused_operator_is_the_cells_own():
+    # LSTMBlockFusedCell runs BlockLSTM, whose weights are in the order of LSTMBlockCell's.
+    tf = tf1_forms.tf
+    r = np.random.default_rng(4)
+    x, w, b = (r.normal(size=s).astype(np.float32) for s in ((5, 2, 3), (7, 16), (16,)))
+    none, start = np.zeros(4, np.float32), np.zeros((2, 4), np.float32)
+    common = {"wci": none, "wcf": none, "wco": none, "w": w, "b": b, "cell_clip": -1.0}
+    whole = tf.raw_ops.BlockLSTM(seq_len_max=5, x=x, cs_prev=start, h_prev=start, **common)[-1]
+    h = c = start
+    for t in range(5):
+        step = tf.raw_ops.LSTMBlockCell(x=x[t], cs_prev=c, h_prev=h, **common)
+        c, h = step[1], step[6]
+    np.testing.assert_allclose(whole[-1], h, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*CHECKPOINTS, *BLOCKS])
 def test_logits_and_states_are_those_of_the_v1_graph(name, tmp_path):
-    checkpoint, options = CHECKPOINTS[name]
+    checkpoint, options = (CHECKPOINTS | BLOCKS)[name]
     prefix, logits, states = tf1_forms.write(checkpoint, tmp_path, IDS)
     report = tf1_checkpoint.export(prefix, tmp_path / "m.onnx", **options)
     assert [s.name for s in report.states] == list(tf1_forms.sizes(checkpoint))
@@ -137,6 +164,11 @@ REST = {"embedding": ONE((11, 6)), "softmax_w": ONE((8, 11)), "softmax_b": ONE(1
         ({**REST, "a__gru_cell__gates__kernel": ONE((14, 16)), "a__gru_cell__gates__bias": ONE(16),
           "a__gru_cell__candidate__kernel": ONE((14, 8)), "a__gru_cell__candidate__bias": ONE(8),
           **LSTM}, {}, "Choose one with --scope"),
+        ({**LSTM, **REST, "between__kernel": ONE((6, 6)), "between__bias": ONE(6)}, {},
+         r"holds more: between/bias \[6\], between/kernel \[6, 6\]"),
+        ({**LSTM, **REST, "initial_c": ONE((1, 8))}, {}, "holds more: initial_c"),
+        ({**LSTM, **REST, "rnn__basic_lstm_cell__gamma": ONE(8)}, {},
+         "has more than is known of that cell"),
     ],
 )  # fmt: skip
 def test_refused(tmp_path, values, options, message):
@@ -144,6 +176,80 @@ def test_refused(tmp_path, values, options, message):
     with pytest.raises(ModelError, match=message):
         tf1_checkpoint.export(prefix, tmp_path / "m.onnx", **options)
     assert not (tmp_path / "m.onnx").exists()
+
+
+def cells(*scopes):
+    """LSTM cells that read as many numbers as they give, an embedding, and an output."""
+    found = {"embedding": ONE((11, 8)), "softmax_w": ONE((8, 11)), "softmax_b": ONE(11)}
+    for scope in scopes:
+        found |= {f"{scope}/kernel": ONE((16, 32)), f"{scope}/bias": ONE(32)}
+    return {n.replace("/", "__"): v for n, v in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("scopes", "message"),
+    [
+        (("encoder/rnn/basic_lstm_cell", "decoder/rnn/basic_lstm_cell"), "are one stack"),
+        (("rnn/lstm_cell", "rnn/gru/lstm_cell"), "are one stack"),
+        (("a_0/cell_0/lstm_cell", "a_0/cell_1/lstm_cell", "a_1/cell_0/lstm_cell",
+          "a_1/cell_1/lstm_cell"), "are one stack"),
+        (("rnn/lstm_cell", "rnn/basic_lstm_cell"), "are one stack"),
+        (("fwd/lstm_cell", "bwd/lstm_cell"), "is bidirectional"),
+        (("forward_rnn/lstm_cell", "reverse_rnn/lstm_cell"), "is bidirectional"),
+        (("rnn/multi_rnn_cell/cell_0/lstm_cell", "rnn/multi_rnn_cell/cell_2/lstm_cell"),
+         "are numbered 0, 2"),
+        (("rnn/multi_rnn_cell/cell_0/basic_lstm_cell",
+          "rnn/multi_rnn_cell/cell_1/layer_norm_basic_lstm_cell"),
+         "'rnn/multi_rnn_cell/cell_1/layer_norm_basic_lstm_cell', which is no cell"),
+        (("rnn/lstm_cell", "rnn/nas_cell"), "'rnn/nas_cell', which is no cell"),
+    ],
+)  # fmt: skip
+def test_cells_that_are_no_stack(tmp_path, scopes, message):
+    prefix = saved(tmp_path, **cells(*scopes))
+    with pytest.raises(ModelError, match=message):
+        tf1_checkpoint.export(prefix, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "scopes",
+    [
+        ("rnn/basic_lstm_cell", "rnn/basic_lstm_cell_1"),
+        ("layer1/lstm_cell", "layer2/lstm_cell"),
+        ("rnn/lstm_cell", "rnn_1/lstm_cell"),
+        ("m/RNN/MultiRNNCell/Cell0/lstm_cell", "m/RNN/MultiRNNCell/Cell1/lstm_cell"),
+    ],
+)
+def test_numbered_cells_are_a_stack(tmp_path, scopes):
+    prefix = saved(tmp_path, **cells(*scopes))
+    report = tf1_checkpoint.export(prefix, tmp_path / "m.onnx")
+    assert [note for note in report.notes if note.startswith("lstm")] == [
+        f"lstm{k}: {scope}." for k, scope in enumerate(scopes)
+    ]
+
+
+def test_a_scope_chooses_and_orders(tmp_path):
+    one, two = "encoder/rnn/basic_lstm_cell", "decoder/rnn/basic_lstm_cell"
+    prefix = saved(tmp_path, **cells(one, two), between__kernel=ONE((8, 8)))
+    rest = "embedding,softmax"
+    for scope, found in ((f"decoder/,{rest}", [two]), (f"encoder/,decoder/,{rest}", [one, two]),
+                         (f"{rest},decoder/,encoder/", [two, one])):  # fmt: skip
+        report = tf1_checkpoint.export(prefix, tmp_path / "m.onnx", scope=scope)
+        assert [note.split(": ")[1] for note in report.notes if note.startswith("lstm")] == [
+            f"{scope}." for scope in found
+        ]
+    with pytest.raises(ModelError, match="No variable begins with 'middle/'"):
+        tf1_checkpoint.export(prefix, tmp_path / "m.onnx", scope="decoder/,middle/")
+
+
+@pytest.mark.parametrize("slot", ["kernel__Adam", "kernel__my_optimizer", "train"])
+def test_what_optimisers_leave_is_passed_over(tmp_path, slot):
+    name = f"rnn__basic_lstm_cell__{slot}"
+    if slot == "train":
+        name = "train__rnn__basic_lstm_cell__kernel__Adam_1"
+    prefix = saved(tmp_path, **LSTM, **REST, learning_rate=ONE(()), **{name: ONE((14, 32))})
+    report = tf1_checkpoint.export(prefix, tmp_path / "m.onnx")
+    assert report.notes[-1] == "Not used: learning_rate."
 
 
 def test_files_that_are_no_checkpoint(tmp_path):

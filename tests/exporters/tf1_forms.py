@@ -33,6 +33,7 @@ class Layer:
     forget_bias: float = 1.0
     peepholes: bool = False
     projection: int | None = None
+    block: bool = False
     words: tuple[str, str] = ("kernel", "bias")
 
     @property
@@ -123,7 +124,15 @@ def _unrolled(layer, w, inputs, batch):
     outputs = []
     for x in inputs:
         both = tf.concat([x, h], 1)
-        if layer.kind == "rnn":
+        if layer.block:  # TensorFlow's own operator
+            none = tf.zeros(H)
+            peep = [w[f"{s}/w_{g}_diag"] if layer.peepholes else none for g in "ifo"]
+            _, c, _, _, _, _, h = tf.raw_ops.LSTMBlockCell(
+                x=x, cs_prev=c, h_prev=h, w=w[f"{s}/{kernel}"], wci=peep[0], wcf=peep[1],
+                wco=peep[2], b=w[f"{s}/{bias}"], forget_bias=layer.forget_bias, cell_clip=-1.0,
+                use_peephole=layer.peepholes,
+            )  # fmt: skip
+        elif layer.kind == "rnn":
             h = tf.tanh(v1.nn.xw_plus_b(both, w[f"{s}/{kernel}"], w[f"{s}/{bias}"]))
         elif layer.kind == "gru":
             gates = v1.nn.xw_plus_b(both, w[f"{s}/gates/{kernel}"], w[f"{s}/gates/{bias}"])
