@@ -22,26 +22,31 @@ def frequency_figure(table: WordTable, *, delay: int = 0, width: float = 9.0) ->
 
     Left σ₁ at a delay (figure 8b of the paper), right b of the fit a·exp(−bτ) (figure 9b): of
     the types of each class of frequency, the share in each bin, so that each line sums to 100 %.
-    Types whose σ₁ is not above its noise floor at that delay are left out on the left, those
-    with fewer than three such delays on the right; the legend says how many are left.
+    The last bin, shaded, holds everything beyond it too. Types whose σ₁ is not above its noise
+    floor at that delay are left out on the left, those with fewer than three such delays on the
+    right.
     """
     figure = Figure(figsize=(width, 0.48 * width), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     above = table.above(delay)
     _shares(left, table, np.where(above, table.sigma1[:, delay], np.nan))
     _shares(right, table, table.b)
-    left.set_title(f"Memory at delay {table.delay[delay]}")
+    left.set_title(f"Memory at delay {table.delay[delay]}", loc="left")
     left.set_xlabel(f"$\\sigma_1$ ({_UNITS[table.normalization]})")
     left.set_ylabel("share of the types of a frequency")
-    right.set_title("Decay")
+    right.set_title("Decay", loc="left")
     right.set_xlabel("b of $\\sigma_1 = a\\,e^{-b\\tau}$ (per word; large = forgotten fast)")
     left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for axes in (left, right):
         axes.set_ylim(bottom=0)
         axes.grid(True, linewidth=0.5, alpha=0.35)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(title="frequency", frameon=False, fontsize="small")
+    handles, names = left.get_legend_handles_labels()
+    if not handles:
+        handles, names = right.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, title="frequency", loc="outside right upper", frameon=False,
+                      fontsize="small")  # fmt: skip
     figure.suptitle(_literal(f"{table.state}: {len(table.word):,} types"))
     return figure
 
@@ -66,12 +71,16 @@ def _shares(axes: Axes, table: WordTable, values: np.ndarray) -> None:
         share = np.histogram(held[here], edges)[0] / here.sum()
         name = f"< {b}" if a == 0 else f"≥ {a}" if np.isinf(b) else f"{a}–{b - 1}"
         axes.plot(middle, share, **_style(i), markersize=4,
-                  label=f"{name} ({here.sum():,} types)")  # fmt: skip
+                  label=name)  # fmt: skip
+    axes.axvspan(edges[-2], edges[-1], color="0.5", alpha=0.12, linewidth=0)
+    axes.annotate("and more", (middle[-1], 0.99), xycoords=("data", "axes fraction"), ha="center",
+                  va="top", fontsize="small", color="0.25", rotation=90)  # fmt: skip
     found = frequency_correlation(table.frequency, values)
     if np.isfinite(found.rho):
         said = f"rank correlation {found.rho:+.2f} ± {found.stderr:.2f}"
-        axes.annotate(said, (0.98, 0.02), xycoords="axes fraction", ha="right", va="bottom",
-                      fontsize="small", color="0.25")  # fmt: skip
+        if table.unequal:
+            said += "\n(types followed differently often)"
+        axes.set_title(said, loc="right", fontsize="x-small", color="0.25", pad=2)
 
 
 def curves_figure(table: WordTable, words: Sequence[int], *, width: float = 6.5) -> Figure:

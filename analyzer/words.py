@@ -396,8 +396,16 @@ class WordTable:
         known = np.flatnonzero(np.isfinite(values))
         return known[np.argsort(-values[known], kind="stable")]
 
+    @property
+    def unequal(self) -> bool:
+        """Whether some types were followed more often than others, which biases comparisons."""
+        return bool(np.ptp(self.occurrences) > 0)
+
     def above(self, delay: int = 0) -> np.ndarray:
-        """``[word]`` booleans: whether σ₁ stands above its noise floor at a delay."""
+        """``[word]`` booleans: whether σ₁ exceeds its noise floor at a delay.
+
+        Of types without any consistent direction, nearly half do so by chance.
+        """
         return self.sigma1[:, delay] > self.noise_floor[:, delay]
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mnemoscope.analyzer.words import WordTable
     from rich.console import Console
 
+_UNEQUAL = (
+    "Beware: the types were followed differently often, and by noise alone rare types then have a "
+    "larger σ₁ that seems to decay more slowly. --min-count N --max-count N follows all equally."
+)
 _SORTS = ("sigma1", "sum", "decay", "occurrences", "frequency")
 
 
@@ -209,6 +213,8 @@ def _report(
             _print_table(console, table, chosen, sort, delay, top)
             for found in _correlations(table, delay):
                 console.print(found["said"], soft_wrap=True)
+            if table.unequal:
+                console.print(_UNEQUAL, soft_wrap=True)
             console.print()
         if figure is not None:
             console.print(f"Figure written to {figure}.")
@@ -318,7 +324,8 @@ def _correlations(table: WordTable, delay: int) -> list[dict[str, Any]]:
             else f"not known ({c.types} types above noise)."
         )
         found.append({"state": table.state, "measure": name, "rho": c.rho, "stderr": c.stderr,
-                      "types": c.types, "said": said})  # fmt: skip
+                      "types": c.types, "equally_often": not table.unequal,
+                      "said": said})  # fmt: skip
     return found
 
 

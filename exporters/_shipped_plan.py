@@ -152,7 +152,8 @@ def _take(tensor: np.ndarray, place: Place) -> np.ndarray:
 def _write(tensor: np.ndarray, place: Place, value: np.ndarray) -> None:
     rows = state_view(tensor, place)
     flat = np.empty((rows.shape[0], value.shape[1]), tensor.dtype)
-    flat[:, list(place.order)] = value
+    with np.errstate(over="ignore"):  # an infinite state shows where it is compared
+        flat[:, list(place.order)] = value
     rows[...] = flat.reshape(rows.shape)
 
 

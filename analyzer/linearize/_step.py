@@ -279,10 +279,11 @@ def lowered(step: Step, batch: int = 1) -> onnx.ModelProto:
     """The step's graph in operators that have block rules, for a batch of that size."""
     # Shapes are learned in single precision, in which every recurrent operator runs.
     single = _passes.to_precision(step.model, np.float32)
-    feeds = {
-        n: v.astype(np.float32) if v.dtype == np.float64 else v
-        for n, v in step.example(batch).items()
-    }
+    with np.errstate(over="ignore"):  # the values are of no matter
+        feeds = {
+            n: v.astype(np.float32) if v.dtype == np.float64 else v
+            for n, v in step.example(batch).items()
+        }
     if step.dtype == np.float64:
         # Lower in single precision for its shapes; weights then come from the double graph.
         done = _passes.to_precision(lower(single, feeds), np.float64)
