@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ from .measures import (
     Memory,
     Results,
     Value,
+    between_seeds,
     common_delays,
     contrast,
     log_sigma1,
@@ -507,39 +508,50 @@ def content_above_function(results: Results) -> Finding:
         "4.3.3, Fig. 8a",
         "“the classes with the largest σ₁ at a delay of 0 still have the largest Σσ for a delay of "
         "49 … nouns and verbs”; conjunctions, prepositions and determiners the smallest",
-        "σ₁ of nouns and of verbs larger than that of determiners and of conjunctions and "
-        "prepositions at every compared delay; delays at which one is not clear of noise cannot "
-        "tell",
+        "σ₁ at delay 0 and Σσ at the largest delay of nouns and of verbs larger than those of "
+        "determiners and of conjunctions and prepositions; what is not clear of noise cannot tell",
     )
     if not {*CONTENT, *FUNCTION} <= results.classes.keys():
         return base
     verdicts: list[Verdict] = []
-    ratios: dict[int, float] = {}
-    reach: list[int] = []
+    ratios: dict[str, float] = {}
     for a in CONTENT:
         for b in FUNCTION:
-            one, other = results.classes[a], results.classes[b]
-            reach.append(min(one.reach, other.reach))
-            for d in (d for d in COMPARED if d < len(one.delay)):
-                x, y = log_sigma1(one, [d]), log_sigma1(other, [d])
+            for name, of in (("σ₁ at 0", _first), ("Σσ at the largest delay", _last_total)):
+                x, y = of(results.classes[a]), of(results.classes[b])
                 verdicts.append(larger(x.value - y.value, math.hypot(x.error, y.error)))
-                if math.isfinite(x.value - y.value):
-                    ratio = math.exp(x.value - y.value)
-                    ratios[d] = min(ratios.get(d, math.inf), ratio)
-    table = ", ".join(f"{_g(r)} at {d}" for d, r in sorted(ratios.items()))
-    errors = [
-        float(results.classes[c].sigma1_error[0] / results.classes[c].sigma1[0])
-        for c in (*CONTENT, *FUNCTION)
-    ]
-    floors = [results.classes[c].floor[0] / results.classes[c].sigma1[0] for c in FUNCTION]
+                if math.isfinite(x.value / y.value):
+                    ratios[name] = min(ratios.get(name, math.inf), x.value / y.value)
+    table = ", ".join(f"{_g(r)} ({name})" for name, r in ratios.items())
+    errors, floors = (
+        [value / of(results.classes[c]).value for c in (*CONTENT, *FUNCTION)
+         for of in (_first, _last_total) for value in [getattr(of(results.classes[c]), kind)]]
+        for kind in ("error", "floor")
+    )  # fmt: skip
     return _said(
         base,
-        f"smallest ratio of a content to a function class: {table}; all four clear of noise up to "
-        f"delay {min(reach)}",
-        f"up to {_g(max(errors))} of σ₁ at 0",
-        f"up to {_g(max(floors))} of σ₁ at 0",
+        f"smallest ratio of a content to a function class: {table or 'nothing clear of noise'}",
+        f"up to {_percent(np.nanmax(errors) if np.isfinite(errors).any() else NAN)} of a value",
+        f"up to {_percent(np.nanmax(floors) if np.isfinite(floors).any() else NAN)} of a value",
         all_of(verdicts),
     )
+
+
+def _first(memory: Memory) -> Value:
+    """σ₁ at delay 0; NaN where it is not clear of noise."""
+    if not memory.clear[0]:
+        return Value(NAN)
+    return Value(*(float(x[0]) for x in (memory.sigma1, memory.sigma1_error, memory.floor)))
+
+
+def _last_total(memory: Memory) -> Value:
+    """Σσ at the largest delay; NaN where it is not clear of noise or not known."""
+    if memory.total is None or memory.total_error is None or memory.total_floor is None:
+        return Value(NAN)
+    value, error, floor = (
+        float(x[-1]) for x in (memory.total, memory.total_error, memory.total_floor)
+    )
+    return Value(value, error, floor) if value > floor + 2 * error else Value(NAN)
 
 
 def frequent_smaller(results: Results) -> Finding:
@@ -548,24 +560,12 @@ def frequent_smaller(results: Results) -> Finding:
         "Frequent words have a smaller σ₁",
         "4.3.4, Fig. 8b",
         "99 % of words below frequency 10 have σ₁ ≥ 3, 75 % of those from 500 on σ₁ < 1",
-        "rank correlation of training frequency and σ₁ at delay 0 below 0, over words clear of "
-        "noise, with the noise floor taken out in squares (few occurrences alone raise σ₁)",
+        "rank correlation of training frequency and σ₁ at delay 0 below 0, every word averaged "
+        "over equally many occurrences (few alone raise σ₁)",
     )
     if results.words is None:
         return base
-    sigma1, floor = (np.asarray(results.words[k], float) for k in ("sigma1", "floor"))
-    frequency = np.asarray(results.words["frequency"], float)
-    kept = np.isfinite(sigma1) & np.isfinite(floor) & (sigma1 > floor)
-    corrected = np.sqrt(np.maximum(sigma1[kept] ** 2 - floor[kept] ** 2, 0))
-    found = rank_correlation(frequency[kept], corrected)
-    noise = rank_correlation(frequency[np.isfinite(floor)], floor[np.isfinite(floor)])
-    return _said(
-        base,
-        f"ρ = {_g(found.value)} over {int(kept.sum()):,} of {sigma1.size:,} words",
-        _g(found.error),
-        f"of frequency and the noise floor itself: ρ = {_g(noise.value)}",
-        smaller(found.value, found.error),
-    )
+    return _with_frequency(results.words, base, "sigma1", smaller)
 
 
 def frequent_faster(results: Results) -> Finding:
@@ -575,22 +575,33 @@ def frequent_faster(results: Results) -> Finding:
         "4.3.4, Fig. 9b",
         "b = 0.66 for “the”, 0.11 for “congressional”; 76 % of words below frequency 10 have "
         "b ≤ 0.2",
-        "rank correlation of training frequency and the fitted b above 0, over words with a fit",
+        "rank correlation of training frequency and the fitted b above 0, over words with a fit, "
+        "each averaged over equally many occurrences (few alone lower b)",
     )
     if results.words is None:
         return base
-    b = np.asarray(results.words["b"], float)
-    error = np.asarray(results.words["b_stderr"], float)
-    frequency = np.asarray(results.words["frequency"], float)
-    # A b that is not known to half of itself ranks words by chance.
-    kept = np.isfinite(b) & (error < 0.5 * np.abs(b))
-    found = rank_correlation(frequency[kept], b[kept])
+    return _with_frequency(results.words, base, "b", larger)
+
+
+def _with_frequency(
+    words: Mapping[str, Any], base: Finding, key: str, rule: Callable[[float, float], Verdict]
+) -> Finding:
+    """How a measure of words goes with their training frequency."""
+    value, sigma1, floor = (np.asarray(words[k], float) for k in (key, "sigma1", "floor"))
+    frequency, followed = (np.asarray(words[k], float) for k in ("frequency", "occurrences"))
+    # Without any direction a word exceeds its floor in one case of two: this thins noise out only.
+    kept = np.isfinite(value) & (sigma1 > floor)
+    found = rank_correlation(frequency[kept], value[kept])
+    known = np.isfinite(floor)
+    noise = rank_correlation(frequency[known], floor[known])
+    equal = bool(np.ptp(followed) == 0)
     return _said(
         base,
-        f"ρ = {_g(found.value)} over {int(kept.sum()):,} of {b.size:,} words",
+        f"ρ = {_g(found.value)} over {int(kept.sum()):,} of {value.size:,} words, each followed "
+        + (f"{int(followed[0])} times" if equal else "differently often"),
         _g(found.error),
-        f"{b.size - int(kept.sum()):,} words without a fit, or one worse than ±50 %, left out",
-        larger(found.value, found.error),
+        f"of frequency and the noise floor itself: ρ = {_g(noise.value)}",
+        rule(found.value, found.error) if equal else "cannot tell",
     )
 
 
@@ -619,7 +630,7 @@ def noun_order(results: Results) -> Finding:
         "5.2.2, Fig. 10a",
         "m of “almost 0.8” for the genitive; common–proper second, number lowest",
         "relative memory m at delay 0: genitive above common–proper above number, and genitive "
-        "above what a random direction has",
+        "above what 97.5 % of random directions and of shuffled classes have",
     )
     if not set(NOUN) <= results.properties.keys():
         return base
@@ -629,7 +640,7 @@ def noun_order(results: Results) -> Finding:
         base,
         ", ".join(f"{n} {_g(v.value)}" for n, v in zip(NOUN, values, strict=True)),
         ", ".join(_g(v.error) for v in values),
-        "random direction: " + ", ".join(_g(v.floor) for v in values),
+        "chance, at most: " + ", ".join(_g(v.floor) for v in values),
         all_of([*steps, larger(values[0].value - values[0].floor, values[0].error)]),
     )
 
@@ -640,7 +651,8 @@ def number_fades(results: Results) -> Finding:
         "Grammatical number fades with the delay",
         "5.2.2, Fig. 10a",
         "singular–plural “has the lowest relative memory, and decays gradually”",
-        "relative memory m of number smaller at delay 20 than at delay 0",
+        "relative memory m of number smaller at delay 20 than at delay 0, with σ₁ clear of noise "
+        "at both",
     )
     if "number" not in results.properties:
         return base
@@ -650,7 +662,7 @@ def number_fades(results: Results) -> Finding:
         base,
         f"m = {_g(first.value)} at 0, {_g(last.value)} at 20",
         _g(error),
-        f"random direction: {_g(first.floor)}, {_g(last.floor)}",
+        f"chance, at most: {_g(first.floor)}, {_g(last.floor)}",
         smaller(last.value - first.value, error),
     )
 
@@ -661,19 +673,18 @@ def nouns_above_verbs(results: Results) -> Finding:
         "Properties of nouns are remembered better than those of verbs",
         "5.2.2, Fig. 10a, 11a",
         "on average 0.72 (nouns) against 0.47 (verbs) at delay 0",
-        "mean m at delay 0 larger for the properties of nouns",
+        "mean m at delay 0 larger for the three properties of nouns than for the three of verbs",
     )
-    nouns = [_property(results, n, 0) for n in NOUN if n in results.properties]
-    verbs = [_property(results, n, 0) for n in VERB if n in results.properties]
-    if not nouns or not verbs:
+    if not {*NOUN, *VERB} <= results.properties.keys():
         return base
+    nouns, verbs = ([_property(results, n, 0) for n in names] for names in (NOUN, VERB))
     one, other = _mean(nouns), _mean(verbs)
     error = math.hypot(one.error, other.error)
     return _said(
         base,
         f"{_g(one.value)} ({len(nouns)} of nouns), {_g(other.value)} ({len(verbs)} of verbs)",
         _g(error),
-        f"random direction: {_g(one.floor)}, {_g(other.floor)}",
+        f"chance, at most: {_g(one.floor)}, {_g(other.floor)}",
         larger(one.value - other.value, error),
     )
 
@@ -727,7 +738,7 @@ def _perplexities(results: Results, base: Finding, pairs: list[tuple[str, str]])
     if not {x for pair in pairs for x in pair} <= p.keys():
         return base
     scatter = [math.log(p[n]) for n in ("base", "seed2", "seed3") if n in p]
-    error = math.sqrt(2 * float(np.var(scatter, ddof=1))) if len(scatter) > 1 else NAN
+    error = math.sqrt(2 * between_seeds(scatter))
     verdicts = [larger(math.log(p[a]) - math.log(p[b]), error) for a, b in pairs]
     names = list(dict.fromkeys(x for pair in pairs for x in pair))
     return _said(

@@ -7,6 +7,7 @@ the study lists such steps as not available.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
@@ -100,14 +101,15 @@ def words(
     state: str,
     *,
     delays: int,
-    max_count: int | None = None,
+    count: int,
 ) -> tuple[str, ...]:
-    """Arguments of Python that measure single words."""
-    argv = [*MNEMOSCOPE, "words", model, corpus, "-o", output, "--min-count", "3"]
-    argv += ["--frequencies", frequencies, "--state", state, "--delays", str(delays), "--quiet"]
-    if max_count is not None:
-        argv += ["--max-count", str(max_count)]
-    return tuple(argv)
+    """Arguments of Python that measure single words, all by equally many occurrences.
+
+    Fewer occurrences alone raise σ₁ and lower b.
+    """
+    argv = [*MNEMOSCOPE, "words", model, corpus, "-o", output, "--frequencies", frequencies]
+    argv += ["--min-count", str(count), "--max-count", str(count)]
+    return (*argv, "--state", state, "--delays", str(delays), "--quiet")
 
 
 def word_curves(path: str, figure: str, chosen: Sequence[str], state: str) -> tuple[str, ...]:
@@ -148,7 +150,8 @@ def read_property(path: Path) -> dict[str, Any]:
     """What `property_` printed.
 
     Returns:
-        ``delay``, ``m``, ``m_stderr`` and ``band`` (what 95 % of random directions stay below) as
+        ``delay``, ``m`` (NaN where σ₁ is not clear of its noise floor), ``m_stderr`` and ``band``
+        (what 97.5 % of random directions, and of differences of shuffled classes, stay below) as
         lists, and ``separability``: a dictionary, or None.
 
     Raises:
@@ -157,10 +160,13 @@ def read_property(path: Path) -> dict[str, Any]:
     said = json.loads(path.read_text(encoding="utf-8"))
     try:
         rows = said["curves"][0]["rows"]
-        columns = {"delay": "delay", "m": "m", "m_stderr": "m_stderr", "band": "m_random_high"}
         found: dict[str, Any] = {
-            ours: [float("nan") if row[theirs] is None else row[theirs] for row in rows]
-            for ours, theirs in columns.items()
+            "delay": [row["delay"] for row in rows],
+            "m": [_number(row["m"]) if row["clear_of_noise"] else math.nan for row in rows],
+            "m_stderr": [_number(row["m_stderr"]) for row in rows],
+            "band": [
+                max(_number(row["m_random_high"]), _number(row["m_shuffled_high"])) for row in rows
+            ],
         }
         found["separability"] = said["properties"][0]["separability"]
     except (KeyError, IndexError, TypeError) as error:
@@ -168,11 +174,15 @@ def read_property(path: Path) -> dict[str, Any]:
     return found
 
 
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
 def read_words(path: Path, state: str) -> dict[str, Any]:
     """What `words` wrote, whitened: arrays over words.
 
-    ``word``, ``frequency`` (in the training text), ``sigma1`` and ``floor`` at delay 0, ``b`` and
-    ``b_stderr`` of the fitted exponential (NaN where nothing was fitted).
+    ``word``, ``frequency`` (in the training text), ``occurrences`` that were followed, ``sigma1``
+    and ``floor`` at delay 0, ``b`` of the fitted exponential (NaN where nothing was fitted).
     """
     # Not in every version of mnemoscope, so not at the top.
     module: Any = import_module("mnemoscope.analyzer.words")
@@ -180,8 +190,8 @@ def read_words(path: Path, state: str) -> dict[str, Any]:
     return {
         "word": table.word,
         "frequency": table.frequency,
+        "occurrences": table.occurrences,
         "sigma1": table.sigma1[:, 0],
         "floor": table.noise_floor[:, 0],
         "b": table.b,
-        "b_stderr": table.b_stderr,
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from matplotlib.figure import Figure
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dv"
-FREQUENCIES = (0, 10, 50, 100, 500)
 """Lower ends of the classes of training frequency, as in Figures 8b and 9b."""
 
 
@@ -88,46 +86,13 @@ def _bars(
 
 def draw_words(folder: Path, path: Path) -> None:
     """Figures 8b and 9b: training frequency against σ₁ at delay 0, and against the decay b."""
-    from .commands import read_words
+    from mnemoscope.analyzer._word_plot import frequency_figure
+    from mnemoscope.analyzer.words import open_words, word_tables
+
     from .study import CELL
 
-    words = read_words(folder / "results" / "words.nc", CELL)
-    frequency = np.asarray(words["frequency"], float)
-    clear = words["sigma1"] > words["floor"]
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _distribution(left, frequency[clear], words["sigma1"][clear], "$\\sigma_1$ at delay 0")
-    fitted = np.isfinite(words["b"])
-    _distribution(right, frequency[fitted], words["b"][fitted], "decay $b$ per word")
-    right.legend(title="training frequency", frameon=False, fontsize="small")
-    left.set_title(f"{int(clear.sum()):,} words above their noise floor", fontsize="medium")
-    right.set_title(f"{int(fitted.sum()):,} words with a fit", fontsize="medium")
-    save(figure, path)
-
-
-def _distribution(axes: Axes, frequency: np.ndarray, value: np.ndarray, label: str) -> None:
-    """Percentage of the words of each class of frequency in bins of a value."""
-    kept = np.isfinite(value)
-    frequency, value = frequency[kept], value[kept]
-    if not value.size:
-        axes.text(0.5, 0.5, "no word to show", ha="center", transform=axes.transAxes)
-        return
-    edges = np.quantile(value, np.linspace(0, 1, 7))
-    edges = np.unique(edges)
-    if edges.size < 2:
-        edges = np.array([edges[0] - 0.5, edges[0] + 0.5])
-    bins = np.arange(edges.size - 1)
-    ends = [*FREQUENCIES[1:], np.inf]
-    for i, (low, high) in enumerate(zip(FREQUENCIES, ends, strict=True)):
-        here = value[(frequency >= low) & (frequency < high)]
-        if here.size:
-            share = np.histogram(here, edges)[0] / here.size
-            name = f"{low}–{high - 1:.0f}" if high < np.inf else f"{low} and more"
-            axes.bar(bins + (i - 2) * 0.16, 100 * share, 0.16, color=_COLORS[i],
-                     label=f"{name} ({here.size})")  # fmt: skip
-    axes.set_xticks(bins, [f"{a:.2g}–{b:.2g}" for a, b in pairwise(edges)], rotation=30)
-    axes.set(xlabel=label, ylabel="% of the words of that frequency")
-    axes.spines[["top", "right"]].set_visible(False)
+    tree = open_words(folder / "results" / "words.nc")
+    save(frequency_figure(word_tables(tree, states=[CELL])[0]), path)
 
 
 def draw_word_curves(folder: Path, path: Path) -> None:

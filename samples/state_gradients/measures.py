@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,7 @@ class Memory:
         share5: (σ₁+…+σ₅)/Σσ.
         share5_error: Its standard error.
         total: Σσ; None where it was not asked for.
-        total_error: At most so much: the errors of the σ added, as if they were all of one sign.
+        total_error: Its standard error.
         total_floor: Σσ of the noise matrix.
         blocks: ``[block, delay]``, ln σ₁ without one block of the corpus at a time; None where
             the result does not hold the means of blocks.
@@ -210,16 +210,33 @@ def contrast(
         b: Name of the second.
         measure: Of one curve.
         apart: How many of the two are trained models of their own: each adds the variance between
-            seeds, where three seeds (or two) tell it, to those of the corpus.
+            seeds to those of the corpus. Without other seeds the error is not known.
     """
     if a not in results.memory or b not in results.memory:
         return None
     one, other = measure(results.memory[a]), measure(results.memory[b])
-    scatter = seeds(results, measure)
-    between = float(np.var(scatter, ddof=1)) if apart and len(scatter) > 1 else 0.0
+    between = between_seeds(seeds(results, measure)) if apart else 0.0
     return Value(
         one.value - other.value, math.sqrt(one.error**2 + other.error**2 + apart * between)
     )
+
+
+def between_seeds(values: Sequence[float]) -> float:
+    """The variance between models that differ by their seed alone, widened for how few they are.
+
+    Two or three seeds know it badly. It is multiplied so that two standard errors leave chance as
+    little as two of a normal variable do: by Student's t with as many degrees of freedom, over 2.
+
+    Returns:
+        NaN for fewer than two values.
+    """
+    from scipy.stats import norm, t
+
+    freedom = len(values) - 1
+    if freedom < 1:
+        return NAN
+    wide = float(t.ppf(norm.cdf(2.0), freedom)) / 2.0
+    return float(np.var(values, ddof=1)) * wide**2
 
 
 def common_delays(*memories: Memory, among: Iterable[int]) -> list[int]:
@@ -259,10 +276,8 @@ def read_memory(
     by = tree["embedding_whitening"].values if normalization == "whitened" else None
     if totals:
         i = ["none", "whitened"].index(normalization)
-        extra["total"] = node["singular_values"].values[i, g].sum(axis=-1)
-        extra["total_error"] = node["singular_values_stderr"].values[i, g].sum(axis=-1)
-        if "noise" in node:
-            extra["total_floor"] = _values(node["noise"].values[g], by).sum(axis=-1)
+        for ours, theirs in (("total", ""), ("total_error", "_stderr"), ("total_floor", "_floor")):
+            extra[ours] = node[f"singular_value_sum{theirs}"].values[i, g]
     if blocks and "block_gradient" in node:
         extra["blocks"] = _without_blocks(node, g, by)
     return Memory(

@@ -33,7 +33,7 @@ class Scale:
         positions: Input positions analysed for a figure over all words; None for all.
         large_positions: The same for the large model, whose steps cost four times as much.
         class_positions: The same for classes of words.
-        word_count: Occurrences of a single word that are followed, at most; None for all.
+        word_count: Occurrences of a single word that are followed; rarer words are left out.
         delays: Largest delay.
         vector_epochs: Of word2vec.
         vector_tokens: Of each training text that word2vec reads; None for all.
@@ -54,7 +54,7 @@ class Scale:
     positions: int | None
     large_positions: int | None
     class_positions: int | None
-    word_count: int | None
+    word_count: int
     delays: int
     vector_epochs: int
     vector_tokens: int | None
@@ -82,7 +82,7 @@ SCALES = {
         positions=200,
         large_positions=200,
         class_positions=None,
-        word_count=10,
+        word_count=5,
         delays=42,
         vector_epochs=1,
         vector_tokens=6_000,
@@ -109,7 +109,7 @@ SCALES = {
         positions=6_000,
         large_positions=3_000,
         class_positions=None,
-        word_count=40,
+        word_count=10,
         delays=50,
         vector_epochs=5,
         vector_tokens=None,
@@ -135,7 +135,7 @@ SCALES = {
         positions=40_000,
         large_positions=15_000,
         class_positions=None,
-        word_count=400,
+        word_count=20,
         delays=50,
         vector_epochs=5,
         vector_tokens=None,

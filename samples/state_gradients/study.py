@@ -466,7 +466,7 @@ def _words(options: Options, main: str) -> Step:
             f"text/{main}/train.txt",
             CELL,
             delays=scale.delays,
-            max_count=scale.word_count,
+            count=scale.word_count,
         ),
         seconds=30 + 12_000 * _position_seconds(scale, scale.hidden[1]),
         figures=("8b", "9a", "9b"),
