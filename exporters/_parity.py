@@ -368,7 +368,8 @@ def initial_states(model: onnx.ModelProto, roles: Roles, batch: int) -> Feeds:
         if state.initial is None:
             continue
         view = state_view(feeds[state.input], state)
-        view[...] = np.reshape(np.array(state.initial, view.dtype), view.shape[1:])
+        with np.errstate(over="ignore"):  # an infinite value shows where it is compared
+            view[...] = np.reshape(np.array(state.initial, view.dtype), view.shape[1:])
     return feeds
 
 
