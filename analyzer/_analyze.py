@@ -115,7 +115,7 @@ def analyze(
         raise MnemoscopeError(f"The number of positions must be 1 or more, not {positions}.")
     if blocks < 2:
         raise MnemoscopeError(f"The jackknife needs at least 2 blocks, not {blocks}.")
-    chosen = groups or Groups.everything(len(corpus))
+    chosen = Groups.everything(len(corpus)) if groups is None else groups
     if chosen.positions != len(corpus):
         raise MnemoscopeError(
             f"The groups are those of {chosen.positions} positions; the corpus has {len(corpus)}."

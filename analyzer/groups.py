@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 __all__ = ["Groups"]
 
@@ -63,20 +67,22 @@ class Groups:
 
     def shared(self) -> np.ndarray:
         """``[group, group]`` int64, how many positions belong to both."""
-        from scipy.sparse import csr_array
-
-        ones = np.ones(len(self.group), np.int64)
-        table = csr_array((ones, self.group, self.start), shape=(self.positions, len(self)))
+        table = self._table()
         return np.asarray((table.T @ table).toarray(), np.int64)
 
     def keys(self) -> np.ndarray:
         """``[position]`` int64: equal exactly where two positions belong to the same groups."""
-        known: dict[bytes, int] = {}
-        found = np.empty(self.positions, np.int64)
-        for i in range(self.positions):
-            entry = self.at(i).tobytes()
-            found[i] = known.setdefault(entry, len(known))
-        return found
+        widths = np.diff(self.start)
+        rows = np.full((self.positions, max(1, int(widths.max(initial=0)))), -1)
+        rows[np.arange(rows.shape[1]) < widths[:, None]] = self.group
+        return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+
+    def _table(self) -> csr_array:
+        """``[position, group]``, 1 where a position belongs to a group."""
+        from scipy.sparse import csr_array
+
+        ones = np.ones(len(self.group), np.int64)
+        return csr_array((ones, self.group, self.start), shape=(self.positions, len(self)))
 
     @classmethod
     def everything(cls, positions: int) -> Groups:
@@ -140,18 +146,18 @@ class Groups:
         Raises:
             KeyError: A union names a group that there is not.
         """
+        from scipy.sparse import csr_array
+
         number = {name: i for i, name in enumerate(self.names)}
-        of: list[list[int]] = [[] for _ in self.names]
-        for i, parts in enumerate(members.values()):
-            for part in set(parts):
-                of[number[part]].append(i)
-        labels = [
-            sorted({u for g in self.group[a:b] for u in of[g]})
-            for a, b in zip(self.start[:-1], self.start[1:], strict=True)
-        ]
-        counts = np.array([len(these) for these in labels], np.int64)
-        flat = np.array([u for these in labels for u in these], np.int64)
-        return Groups(tuple(members), _starts(counts), flat)
+        pairs = [(number[p], i) for i, parts in enumerate(members.values()) for p in set(parts)]
+        part, union = np.array(pairs, np.int64).reshape(-1, 2).T
+        of = csr_array((np.ones(len(part), np.int64), (part, union)),
+                       shape=(len(self), len(members)))  # fmt: skip
+        found = csr_array(self._table() @ of)
+        found.sort_indices()
+        return Groups(
+            tuple(members), *(np.asarray(x, np.int64) for x in (found.indptr, found.indices))
+        )
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -504,7 +504,7 @@ class RankCorrelation:
     """Spearman's rank correlation between the frequency of types and a measure.
 
     Attributes:
-        rho: From -1 to 1; NaN for fewer than three types or values that are all the same.
+        rho: From -1 to 1; NaN for fewer than ten types or values that are all the same.
         stderr: Its standard error, by leaving out a tenth of the types at a time.
         types: How many types have both.
     """
@@ -529,15 +529,14 @@ def frequency_correlation(frequency: np.ndarray, values: np.ndarray) -> RankCorr
 
     def rho(here: np.ndarray) -> float:
         a, b = x[here], y[here]
-        if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        if count < 10 or np.ptp(a) == 0 or np.ptp(b) == 0:
             return float("nan")
         return float(spearmanr(a, b).statistic)
 
     everyone = np.arange(count)
     # Types come by falling frequency: dealt in turns, each tenth is like the whole.
-    parts = min(10, count)
-    left = np.array([rho(everyone[everyone % parts != i]) for i in range(parts)])
-    stderr = np.sqrt((parts - 1) / parts * ((left - left.mean()) ** 2).sum()) if parts else np.nan
+    left = np.array([rho(everyone[everyone % 10 != i]) for i in range(10)])
+    stderr = np.sqrt(0.9 * ((left - left.mean()) ** 2).sum())
     return RankCorrelation(rho(everyone), float(stderr), count)
 
 

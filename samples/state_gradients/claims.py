@@ -587,35 +587,23 @@ def _with_frequency(
     words: Mapping[str, Any], base: Finding, key: str, rule: Callable[[float, float], Verdict]
 ) -> Finding:
     """How a measure of words goes with their training frequency."""
+    from mnemoscope.analyzer.words import frequency_correlation
+
     value, sigma1, floor = (np.asarray(words[k], float) for k in (key, "sigma1", "floor"))
     frequency, followed = (np.asarray(words[k], float) for k in ("frequency", "occurrences"))
     # Without any direction a word exceeds its floor in one case of two: this thins noise out only.
     kept = np.isfinite(value) & (sigma1 > floor)
-    found = rank_correlation(frequency[kept], value[kept])
-    known = np.isfinite(floor)
-    noise = rank_correlation(frequency[known], floor[known])
+    found = frequency_correlation(frequency[kept], value[kept])
+    noise = frequency_correlation(frequency, floor)
     equal = bool(np.ptp(followed) == 0)
     return _said(
         base,
-        f"ρ = {_g(found.value)} over {int(kept.sum()):,} of {value.size:,} words, each followed "
+        f"ρ = {_g(found.rho)} over {int(kept.sum()):,} of {value.size:,} words, each followed "
         + (f"{int(followed[0])} times" if equal else "differently often"),
-        _g(found.error),
-        f"of frequency and the noise floor itself: ρ = {_g(noise.value)}",
-        rule(found.value, found.error) if equal else "cannot tell",
+        _g(found.stderr),
+        f"of frequency and the noise floor itself: ρ = {_g(noise.rho)}",
+        rule(found.rho, found.stderr) if equal else "cannot tell",
     )
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> Value:
-    """Spearman's ρ; its error is that of Fisher's z with Fieller's 1.06/(n − 3).
-
-    Fieller, Hartley and Pearson, "Tests for rank correlation coefficients I", Biometrika 44, 1957.
-    """
-    from scipy.stats import spearmanr
-
-    if len(a) < 10 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return Value(NAN)
-    rho = float(spearmanr(a, b).statistic)
-    return Value(rho, (1 - rho**2) * math.sqrt(1.06 / (len(a) - 3)))
 
 
 # Properties ----------------------------------------------------------------------------------
