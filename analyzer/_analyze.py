@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,7 +18,8 @@ from . import _memory, _runtime
 from ._device import DeviceProducts
 from ._files import printable
 from ._products import AHEAD, Products, Window, carried_states
-from ._states import Stepper
+from ._shards import Carrier, Shard, positions_of, shards
+from ._states import States, Stepper
 from ._version import __version__
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError
@@ -271,7 +272,19 @@ class Run:
         Raises:
             MnemoscopeError: They need too much memory, or their Jacobians overflow.
         """
-        corpus, step = self._corpus, self.step
+        job = self.job(layout, groups, after)
+        job.follow(job.shards, job.carrier(), progress)
+        found = job.sums.result()
+        if not all(map(_finite, found.values())):
+            raise MnemoscopeError(
+                "The Jacobians overflowed: the state's derivatives grow without bound on this "
+                "corpus. Try --precision float64 or fewer --delays."
+            )
+        return found
+
+    def job(self, layout: Plan, groups: Groups, after: int = 0) -> Job:
+        """Make ready to follow the positions of a plan; the arguments and errors of `sums`."""
+        step = self.step
         need = self._need(layout, groups, after)
         _memory.require(need.least(), self._budget, "This run", need.advice)
         linear = self._linearization()
@@ -284,38 +297,22 @@ class Run:
         products = self._products(linear)
         sums = Accumulator(layout, self.delays, self.sizes, step.embedding_size, step.dtype,
                            groups, products.parts, self._scratch)  # fmt: skip
-
-        def visit(window: Window) -> None:
-            sums.add(window.time, window.inputs, window.jacobians, window.part)
-
-        total, before = self.work(layout), 0
-        begins = layout.stretches[:, 0]
-        starts = _states_at(step, corpus, self.embeddings, begins, self._provider)
-        for (low, high), start in zip(layout.stretches, starts, strict=True):
-            tokens, done = corpus.ids[low : high + self.delays], 0
-            follow = np.zeros(len(tokens), bool)
-            follow[: high - low] = layout.block[low:high] >= 0
-            for done in products.run(tokens, start, visit, int(low), follow):
-                if progress:
-                    progress(before + done, total)
-            before += done
-        found = sums.result()
-        if not all(map(_finite, found.values())):
-            raise MnemoscopeError(
-                "The Jacobians overflowed: the state's derivatives grow without bound on this "
-                "corpus. Try --precision float64 or fewer --delays."
-            )
-        return found
+        stepper = Stepper(step, self.embeddings, self._provider)
+        return Job(self._corpus, self.shards(layout, groups), products, sums, stepper)
 
     @property
     def cells(self) -> int:
         """Pairs of a unit of a wanted state and a coordinate of the embedding."""
         return sum(self.sizes.values()) * self.step.embedding_size
 
-    def work(self, layout: Plan) -> int:
-        """Time steps in all: inputs and the steps after each stretch in which its memory fades."""
-        ends = np.minimum(layout.stretches[:, 1] + self.delays, len(self._corpus))
-        return int((ends - layout.stretches[:, 0]).sum())
+    def shards(self, layout: Plan, groups: Groups) -> list[Shard]:
+        """The positions of a plan as they are followed, one shard after another."""
+        most = positions_of(self._linearization(), self.delays, len(groups))
+        return shards(layout, self.delays, len(self._corpus), most)
+
+    def work(self, layout: Plan, groups: Groups) -> int:
+        """Time steps in all: inputs and the steps after each shard in which its memory fades."""
+        return sum(shard.steps for shard in self.shards(layout, groups))
 
     def most_groups(self, members: int) -> int:
         """How many groups of so many members, in one block, can be summed at once in memory."""
@@ -363,6 +360,59 @@ class Run:
             return Products(linear, self.delays, wanted, self.embeddings, threads=self._threads)
         return DeviceProducts(linear, self.delays, wanted, self.embeddings,
                               provider=self._provider, tf32=self._tf32)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """The shards of a plan, and what they are followed with.
+
+    Attributes:
+        corpus: Token ids.
+        shards: All of the plan's, in the order of the corpus.
+        products: What follows them.
+        sums: Where their Jacobians are added.
+        stepper: Carries the states from shard to shard.
+    """
+
+    corpus: Corpus
+    shards: list[Shard]
+    products: Products | DeviceProducts
+    sums: Accumulator
+    stepper: Stepper
+
+    def carrier(self, position: int = 0, states: States | None = None) -> Carrier:
+        """The states along the corpus, known before `position`; default at its beginning."""
+        return Carrier(self.stepper, self.corpus.ids, position, states)
+
+    def follow(
+        self,
+        shards: Sequence[Shard],
+        carrier: Carrier,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Follow some shards, one after another, and move their sums to the totals.
+
+        Args:
+            shards: In the order of the corpus.
+            carrier: The states before the first.
+            progress: Called with steps done and in all.
+        """
+        before, total = 0, sum(shard.steps for shard in shards)
+        for shard in shards:
+            tokens = self.corpus.ids[shard.begin : shard.read]
+            start, keep = carrier.at(shard.begin), shard.end - shard.begin
+            for done in self.products.run(
+                tokens, start, self._visit, shard.begin, shard.follow, keep
+            ):
+                if progress:
+                    progress(before + done, total)
+            if self.products.kept is not None:
+                carrier.know(shard.end, self.products.kept)
+            self.sums.flush()
+            before += shard.steps
+
+    def _visit(self, window: Window) -> None:
+        self.sums.add(window.time, window.inputs, window.jacobians, window.part)
 
 
 def _finite(sums: Sums) -> bool:
@@ -495,24 +545,10 @@ class _Need:
         )
 
 
-def _states_at(
-    step: Step, corpus: Corpus, table: np.ndarray, times: np.ndarray, provider: str
-) -> Iterator[dict[str, np.ndarray]]:
-    """The exact states before each of the ascending `times`: read the corpus up to there."""
-    now = {c.name: c.initial() for c in step.components}
-    stepper = Stepper(step, table, provider)
-    position = 0
-    for time_ in times:
-        for token in corpus.ids[position:time_]:
-            now = stepper.advance(now, int(token))
-        position = time_
-        yield now
-
-
 def _scales(step: Step, corpus: Corpus, table: np.ndarray, provider: str) -> dict[str, np.ndarray]:
     """How far each coordinate ranges: root mean square over the start of the corpus."""
     stepper = Stepper(step, table, provider)
-    now = {c.name: c.initial() for c in step.components}
+    now = stepper.initial()
     squares = {c.name: np.zeros(c.size) for c in step.differentiable}
     count = min(_SCALE_POSITIONS, len(corpus))
     for token in corpus.ids[:count]:

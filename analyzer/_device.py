@@ -64,6 +64,7 @@ class DeviceProducts:
             for _ in range(2)
         ]
         self._bindings: dict[tuple[int, int, bool], ort.IOBinding] = {}
+        self.kept: States | None = None
         self._embedding = _Buffer((1, step.embedding_size), step.dtype, provider)
         self._tokens = _Buffer((1, 1), step.tokens_dtype, provider)
 
@@ -74,10 +75,11 @@ class DeviceProducts:
         visit: Visit,
         begin: int = 0,
         follow: np.ndarray | None = None,
+        keep: int | None = None,
     ) -> Iterator[int]:
         """As `Products.run`."""
         stretch = Stretch(begin, self.max_delay, len(tokens), follow)
-        now = 0
+        now, self.kept = 0, None
         for name, value in start.items():
             self._states[now][name].write(value)
         for i, token in enumerate(tokens[: stretch.end]):
@@ -90,6 +92,9 @@ class DeviceProducts:
             except Exception as error:
                 raise _runtime.failed(error, f"at position {begin + i}") from error
             now = 1 - now
+            if i + 1 == keep:
+                states = self._states[now].items()
+                self.kept = {name: buffer.numpy(0, 1).copy() for name, buffer in states}
             if len(inputs):
                 rows = [self._buffers[now][n].numpy(0, len(inputs)) for n in self.wanted]
                 visit(Window(begin + i, inputs, self.parts[0], np.concatenate(rows, -1)))

@@ -94,6 +94,7 @@ class Products:
         visit: Visit,
         begin: int = 0,
         follow: np.ndarray | None = None,
+        keep: int | None = None,
     ) -> Iterator[int]:
         """Read `tokens` and visit the Jacobians after each; yields how many have been read.
 
@@ -105,11 +106,17 @@ class Products:
             follow: ``[time]`` booleans, the tokens whose memory is followed; the others only let
                 time pass. Tokens more than τ_max after the last of them are not read. None means
                 all.
+            keep: After how many tokens the states are kept, in `kept`.
         """
         stretch = Stretch(begin, self._max_delay, len(tokens), follow)
-        batches = self._reader.read(tokens[: stretch.end], start, begin)
+        batches = self._reader.read(tokens[: stretch.end], start, begin, keep)
         with _one_thread_a_product:
             yield from _Pipeline(batches, self._parts, stretch, visit, self._threads).run()
+
+    @property
+    def kept(self) -> States | None:
+        """The states that the last run was to keep; None if it did not get there."""
+        return self._reader.kept
 
 
 class Stretch:
@@ -192,17 +199,23 @@ class _Reader:
         cheap = linearization.method == "jvp"
         self._session = _runtime.session(model, threads=1 if cheap else threads, spinning=False)
         self._reads = {i.name for i in self._session.get_inputs()}
+        self.kept: States | None = None
 
-    def read(self, tokens: np.ndarray, start: States, begin: int) -> Iterator[_Batch]:
+    def read(
+        self, tokens: np.ndarray, start: States, begin: int, keep: int | None
+    ) -> Iterator[_Batch]:
         """The blocks of every position in turn, from the states before the first."""
         step, now = self._step, start
+        self.kept = None
         for low in range(0, len(tokens), self._batch):
             ids = tokens[low : low + self._batch]
             where = f"near position {begin + low}"
             before = []
-            for token in ids:
+            for i, token in enumerate(ids):
                 before.append(now)
                 now = self._stepper.advance(now, int(token), where)
+                if low + i + 1 == keep:
+                    self.kept = now
             # The last batch is filled up: a graph is made for one number of positions.
             before += [before[-1]] * (self._batch - len(ids))
             filled = np.concatenate([ids, np.repeat(ids[-1:], self._batch - len(ids))])

@@ -28,6 +28,10 @@ class Stepper:
         self._reads = {i.name for i in self._session.get_inputs()}
         self._outputs = [c.output for c in step.components]
 
+    def initial(self) -> States:
+        """The states before the first token."""
+        return {c.name: c.initial() for c in self._step.components}
+
     def advance(self, now: States, token: int, where: str = "") -> States:
         """The states after reading `token`; errors say `where`."""
         step = self._step

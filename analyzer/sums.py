@@ -214,10 +214,14 @@ class Accumulator:
                     if half == 0:
                         self._half_count[g, here] += 1
 
-    def result(self) -> dict[str, Sums]:
-        """The sums so far, per state."""
+    def flush(self) -> None:
+        """Move everything to the totals."""
         for target in self._targets.values():
             target.flush()
+
+    def result(self) -> dict[str, Sums]:
+        """The sums so far, per state."""
+        self.flush()
         self._held.release()
         return {
             name: Sums(

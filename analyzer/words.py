@@ -109,7 +109,7 @@ def analyze_words(
     found = {state: {n: np.full(shape, np.nan) for n in _MEASURES} for state in run.sizes}
     held = np.zeros(shape[1:], np.int64)
     plans = [_plan(places, members, len(corpus), run.delays, rng) for members in passes]
-    work = [run.work(layout) for layout, _ in plans]
+    work = [run.work(layout, groups) for layout, groups in plans]
     for i, (members, (layout, groups)) in enumerate(zip(passes, plans, strict=True)):
         before = sum(work[:i])
         sums = run.sums(layout, groups, progress=_later(progress, before, sum(work)))

@@ -14,6 +14,8 @@ import pytest
 from mnemoscope.analyzer import Corpus, _gemm, _products, _runtime, analyze, open_model
 from mnemoscope.analyzer._device import DeviceProducts
 from mnemoscope.analyzer._products import Products, carried_states
+from mnemoscope.analyzer._shards import Carrier
+from mnemoscope.analyzer._states import Stepper
 from mnemoscope.analyzer.linearize import (
     _rules,
     build_step,
@@ -204,11 +206,10 @@ def test_a_stretch_equals_its_positions_of_the_full_run(model):
     opened, corpus = model("lstm"), stream(40)
     wanted = ["lstm0.h", "lstm1.c"]
     whole = {t: (first, j) for t, first, j in windows(opened, corpus, wanted)}
-    from mnemoscope.analyzer._analyze import _states_at
-
     step = build_step(opened)
+    stepper = Stepper(step, opened.embeddings)
     for low, high in [(0, 1), (5, 9), (17, 30), (36, 40), (39, 40)]:
-        (start,) = _states_at(step, corpus, opened.embeddings, np.array([low]), _runtime.CPU)
+        start = Carrier(stepper, corpus.ids).at(low)
         part = windows(opened, corpus, wanted, (low, high), start)
         assert part[0][0] == low
         assert part[-1][0] == min(high + DELAYS, 40) - 1
