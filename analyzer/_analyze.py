@@ -17,8 +17,12 @@ import numpy as np
 from . import _memory, _runtime
 from ._device import DeviceProducts
 from ._files import printable
-from ._products import AHEAD, Products, Window, carried_states
+from ._pipeline import AHEAD, processors
+from ._products import Products, Window
+from ._reading import carried_states
+from ._rows import RowProducts, RowWindow, cheaper_by_rows
 from ._shards import Carrier, Shard, positions_of, shards
+from ._sketch import Sketch
 from ._states import States, Stepper
 from ._version import __version__
 from .corpus import Corpus
@@ -63,6 +67,7 @@ def analyze(
     memory: int | None = None,
     tf32: bool | None = None,
     threads: int | None = None,
+    sketch: int | None = None,
     groups: Groups | None = None,
     keep_blocks: int | None = None,
     scratch: str | os.PathLike[str] | None = None,
@@ -91,6 +96,8 @@ def analyze(
         memory: Bytes that the run may take; default 80 % of what is free.
         tf32: Let CUDA round factors of matrix products to TF32; default False.
         threads: How many to use on the CPU; default one for each processor.
+        sketch: Follow so many directions of the embedding space for each input instead of all of
+            it: fewer products, an estimate with the same mean and larger standard errors.
         groups: Classes of input positions that are averaged apart; default one group ``all``.
         keep_blocks: Bytes of the result that the mean of each block may take, from which other
             measures get their standard errors; default 256 MiB, and none are kept if all of them
@@ -134,6 +141,8 @@ def analyze(
         memory=memory,
         tf32=tf32,
         threads=threads,
+        sketch=sketch,
+        seed=seed,
         scratch=tempfile.gettempdir() if scratch is None else scratch,
         report=report,
     )
@@ -172,7 +181,8 @@ def analyze(
 class Run:
     """A model made ready to be followed over a corpus, any number of times.
 
-    Arguments are those of `analyze`, but for `scratch`, without which sums are held in memory.
+    Arguments are those of `analyze`, but for `scratch`, without which sums are held in memory, and
+    `side`: ``columns`` of the embedding or ``rows`` of the states (default what is cheaper).
 
     Attributes:
         delays: Largest delay.
@@ -200,6 +210,9 @@ class Run:
         memory: int | None = None,
         tf32: bool | None = None,
         threads: int | None = None,
+        sketch: int | None = None,
+        seed: int = 0,
+        side: Literal["columns", "rows"] | None = None,
         scratch: str | os.PathLike[str] | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
@@ -227,7 +240,8 @@ class Run:
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._method, self._step_width = model, corpus, method, step
         self._budget, self._tf32, self._threads = _memory.allowed(memory), bool(tf32), threads
-        self._scratch = scratch
+        self._scratch, self._side = scratch, side
+        self._sketch = self._dealt(sketch, seed)
         self._linear: Linearization | None = None
         self.embeddings = model.embeddings_in(self.step.dtype)
         self.attributes = {
@@ -246,6 +260,7 @@ class Run:
             "precision": str(self.step.dtype),
             "tf32": self._tf32,
             "threads": threads,
+            "sketch": sketch,
             "versions": _versions(),
         }
         self.state_info = {
@@ -275,6 +290,10 @@ class Run:
         job = self.job(layout, groups, after)
         job.follow(job.shards, job.carrier(), progress)
         found = job.sums.result()
+        if self._sketch is not None:
+            for of_state in found.values():
+                self._sketch.unfold(of_state.block_sum)
+                self._sketch.unfold(of_state.half_sum)
         if not all(map(_finite, found.values())):
             raise MnemoscopeError(
                 "The Jacobians overflowed: the state's derivatives grow without bound on this "
@@ -294,9 +313,10 @@ class Run:
             f"Memory: about {_memory.shown(whole)} of {_memory.shown(self._budget)} allowed{filed}."
         )
         _memory.require(whole, self._budget, "This run", need.advice)
-        products = self._products(linear)
+        products = self._products(linear, layout)
         sums = Accumulator(layout, self.delays, self.sizes, step.embedding_size, step.dtype,
-                           groups, products.parts, self._scratch)  # fmt: skip
+                           groups, products.parts, self._scratch,
+                           isinstance(products, RowProducts))  # fmt: skip
         stepper = Stepper(step, self.embeddings, self._provider)
         return Job(self._corpus, self.shards(layout, groups), products, sums, stepper)
 
@@ -354,12 +374,39 @@ class Run:
                 "what two such steps agree on is the model's."
             )
 
-    def _products(self, linear: Linearization) -> Products | DeviceProducts:
+    def _products(
+        self, linear: Linearization, layout: Plan
+    ) -> Products | RowProducts | DeviceProducts:
         wanted = list(self.sizes)
-        if self._provider == _runtime.CPU:
-            return Products(linear, self.delays, wanted, self.embeddings, threads=self._threads)
-        return DeviceProducts(linear, self.delays, wanted, self.embeddings,
-                              provider=self._provider, tf32=self._tf32)  # fmt: skip
+        if self._provider != _runtime.CPU:
+            return DeviceProducts(linear, self.delays, wanted, self.embeddings,
+                                  provider=self._provider, tf32=self._tf32)  # fmt: skip
+        if self._by_rows(linear, layout):
+            return RowProducts(linear, self.delays, wanted, self.embeddings, threads=self._threads)
+        return Products(linear, self.delays, wanted, self.embeddings, threads=self._threads,
+                        sketch=self._sketch)  # fmt: skip
+
+    def _by_rows(self, linear: Linearization, layout: Plan) -> bool:
+        if self._sketch is not None or self._provider != _runtime.CPU:
+            return False
+        if self._side is not None:
+            return self._side == "rows"
+        # Rows are carried past inputs that nobody follows, columns are not.
+        inside = sum(int(high - low) for low, high in layout.stretches)
+        return layout.inputs == inside and cheaper_by_rows(linear, list(self.sizes))
+
+    def _dealt(self, directions: int | None, seed: int) -> Sketch | None:
+        size = self.step.embedding_size
+        if directions is None or directions == size:
+            return None
+        if not 1 <= directions < size:
+            raise MnemoscopeError(
+                f"A sketch takes 1 to {size} directions, as many as the embedding has, not "
+                f"{directions}."
+            )
+        if self._provider != _runtime.CPU:
+            raise MnemoscopeError("A sketch runs on the CPU only: use --provider cpu.")
+        return Sketch(size, directions, self._threads or processors(), seed, self.step.dtype)
 
 
 @dataclass(frozen=True)
@@ -376,7 +423,7 @@ class Job:
 
     corpus: Corpus
     shards: list[Shard]
-    products: Products | DeviceProducts
+    products: Products | RowProducts | DeviceProducts
     sums: Accumulator
     stepper: Stepper
 
@@ -411,8 +458,12 @@ class Job:
             self.sums.flush()
             before += shard.steps
 
-    def _visit(self, window: Window) -> None:
-        self.sums.add(window.time, window.inputs, window.jacobians, window.part)
+    def _visit(self, window: Window | RowWindow) -> None:
+        if isinstance(window, RowWindow):
+            self.sums.add_input(window.position, window.jacobians, window.part)
+        else:
+            self.sums.add(window.time, window.inputs, window.jacobians, window.part,
+                          window.directions)  # fmt: skip
 
 
 def _finite(sums: Sums) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ._analyze import Run
-from ._products import processors
+from ._pipeline import processors
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError, ResultError
 from .groups import Groups
