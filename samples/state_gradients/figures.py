@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dv"
-"""Lower ends of the classes of training frequency, as in Figures 8b and 9b."""
 
 
 def draw_curves(
