@@ -1219,6 +1219,29 @@ def test_other_settings_redo_what_rests_on_them(sg, run, data, small_scale):
     assert changed == {"page"}  # of what was run, nothing but the page rests on the large model
 
 
+@pytest.mark.parametrize("what", ["mnemoscope", "results", "words"])
+def test_another_version_redoes_all(sg, run, data, small_scale, monkeypatch, what):
+    """Results of an older mnemoscope must not pass for those of this one."""
+    import mnemoscope.analyzer
+    from mnemoscope.analyzer import result, words
+
+    folder, _, outcome = run
+
+    def states():
+        steps = sg.study.steps(sg.study.Options(small_scale, "tiny", data))
+        engine = sg.engine.Engine(folder, steps, {"samples": ROOT / "samples"}, print)
+        return {engine.state(name) for name in outcome.done}
+
+    assert states() == {"done"}
+    module, name = {
+        "mnemoscope": (mnemoscope.analyzer, "__version__"),
+        "results": (result, "FORMAT_VERSION"),
+        "words": (words, "FORMAT_VERSION"),
+    }[what]
+    monkeypatch.setattr(module, name, "another")
+    assert states() == {"settings changed"}
+
+
 def test_another_corpus_redoes_all(sg, run, data, small_scale, tmp_path):
     folder, _, _ = run
     copy = tmp_path / "data"

@@ -2,7 +2,8 @@
 
 A step is done when its stamp, ``steps/NAME.json``, holds the hash of its present settings and all
 that it makes is there, of the size that the stamp says. The hash covers the settings of the steps
-it needs as well, so a change anywhere redoes what follows from it, and nothing else.
+it needs as well, so a change anywhere redoes what follows from it, and nothing else. What a step's
+program is, its settings must say: `study.steps` puts mnemoscope's version into all of them.
 """
 
 from __future__ import annotations
