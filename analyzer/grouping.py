@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._tsv import read_lexicon
+from ._tsv import read_classes
 from .corpus import Corpus, read_text
 from .errors import CorpusError, GroupError
 from .groups import Groups
@@ -179,7 +179,7 @@ def _by_lexicon(
             f"--group-by {by} is neither a column ({', '.join(COLUMNS)}, {FEATURE}NAME) nor a "
             f"lexicon that can be read: {error}"
         ) from None
-    tags = read_lexicon(text.replace("\r\n", "\n").removesuffix("\n").split("\n"), name)
+    tags = read_classes(text.replace("\r\n", "\n").removesuffix("\n").split("\n"), name)
     # The word as it was written: the model may not know it, the lexicon does.
     ids, numbers = np.unique(corpus.ids, return_inverse=True)
     labels = [tags.get(_token(int(i), vocabulary), set()) for i in ids]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mnemoscope.analyzer.errors import CorpusError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -302,6 +303,7 @@ TREEBANK = """# text = Japan's it's cat
 4.1\tgone\tgo\tVERB\tVBN\t_\t_\t_\t_\t_
 
 1\t1 000\t1000\tNUM\tCD\t_\t0\tx\t_\t_
+
 """
 
 
@@ -320,7 +322,7 @@ def test_treebank(sg, tmp_path):
 def test_a_treebank_of_other_columns_is_refused(sg, tmp_path):
     path = tmp_path / "t.conllu"
     path.write_text("1\tword\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="line 1: 2 columns instead of 10"):
+    with pytest.raises(CorpusError, match="line 1: expected 10 columns separated by tabs, found 2"):
         list(sg.corpora.read_treebank(path))
 
 
