@@ -1150,7 +1150,7 @@ def test_a_study(run):
         assert why.startswith("not available"), name
     for name in ("base", "random", "gru", "rnn"):
         assert f"analyze-{name}" in outcome.done
-    for figure in ("5a", "5b"):
+    for figure in ("5a", "5b", "8a"):
         assert (folder / "figures" / f"{figure}.png").stat().st_size > 10_000
     page = (folder / "reproduction.md").read_text(encoding="utf-8")
     assert "The decay of σ₁ is fast" in page

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mnemoscope.analyzer._files import replacing
 
 from .measures import (
     NAN,
@@ -960,9 +960,8 @@ def write_page(folder: Path, path: Path | None = None, images: str = "figures") 
     results = read_results(folder, study["corpus"])
     path = path or folder / "reproduction.md"
     text = page(folder, study, results, images)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def page(folder: Path, study: dict[str, Any], results: Results, images: str) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnemoscope.analyzer._conllu import Word, read_sentences
+from mnemoscope.analyzer._files import replacing
 from mnemoscope.analyzer._tsv import read_classes
 
 from .scales import Amount
@@ -193,10 +194,8 @@ def _cut(lines: Iterable[str], most: int | None) -> Iterator[str]:
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
-    temporary.replace(path)
 
 
 def sha256(path: Path) -> str:

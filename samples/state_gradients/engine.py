@@ -25,6 +25,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+from mnemoscope.analyzer._files import replacing
+
 Launch = Callable[[Sequence[str], Path, IO[Any], IO[Any]], tuple[int, int | None]]
 
 DONE, STALE, TODO, UNAVAILABLE = "done", "settings changed", "to do", "not available"
@@ -439,6 +441,5 @@ def duration(seconds: float) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
