@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ._tsv import read_lexicon
+from ._toml import parse_toml
+from ._tsv import read_classes
 from .corpus import Corpus, read_text
 from .errors import CorpusError, GroupError
 from .groups import Groups
@@ -110,10 +110,9 @@ def read_unions(path: str | Path) -> dict[str, list[str]]:
     except CorpusError as error:
         raise GroupError(str(error)) from None
     try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also integers of 5,000 digits
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise GroupError(f"{name} is not valid TOML: {why}.") from None
+        data = parse_toml(text)
+    except ValueError as error:
+        raise GroupError(f"{name} is not valid TOML: {error}.") from None
     if not data:
         raise GroupError(f'{name} names no group; expected lines such as nouns = ["NN", "NNS"].')
     for key, value in data.items():
@@ -179,7 +178,7 @@ def _by_lexicon(
             f"--group-by {by} is neither a column ({', '.join(COLUMNS)}, {FEATURE}NAME) nor a "
             f"lexicon that can be read: {error}"
         ) from None
-    tags = read_lexicon(text.replace("\r\n", "\n").removesuffix("\n").split("\n"), name)
+    tags = read_classes(text.replace("\r\n", "\n").removesuffix("\n").split("\n"), name)
     # The word as it was written: the model may not know it, the lexicon does.
     ids, numbers = np.unique(corpus.ids, return_inverse=True)
     labels = [tags.get(_token(int(i), vocabulary), set()) for i in ids]

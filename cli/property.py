@@ -9,7 +9,7 @@ import click
 from mnemoscope.analyzer.errors import PropertyError
 
 from ._lazy import example
-from ._output import Report, check_output, output_option, reports
+from ._output import Report, check_output, output_option, print_footnotes, reports
 from ._properties import (
     bar_of,
     left_out,
@@ -21,7 +21,7 @@ from ._properties import (
     seed_option,
     skip_option,
 )
-from .show import state_option
+from .show import curve_mark, state_option
 
 if TYPE_CHECKING:
     from mnemoscope.analyzer.lexicon import Lexicon
@@ -184,10 +184,7 @@ def property_(
             _print_direction(out, direction)
         for curve in curves:
             _print_curve(out, curve)
-        marks = {_mark(row) for c in curves for row in c.rows()}
-        for mark, meaning in _FOOTNOTES.items():
-            if mark in marks:
-                out.print(f"{mark} {meaning}", soft_wrap=True)
+        print_footnotes(out, _FOOTNOTES, (curve_mark(row) for c in curves for row in c.rows()))
 
     return Report(data, render, rows)
 
@@ -329,7 +326,7 @@ def _print_curve(out: Console, curve: PropertyCurve) -> None:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in curve.rows():
-        mark = _mark(row)
+        mark = curve_mark(row)
         cells = [str(row["delay"]), _value(row, "m"), mark]
         cells += [_number(row["m_noise"]), _band(row, "m_random"), _band(row, "m_shuffled")]
         for n in curve.leading:
@@ -359,11 +356,3 @@ def _value(row: dict[str, Any], key: str) -> str:
 def _band(row: dict[str, Any], key: str) -> str:
     low, high = row[f"{key}_low"], row[f"{key}_high"]
     return f"{low:.2f}–{high:.2f}" if math.isfinite(low) else ""
-
-
-def _mark(row: dict[str, Any]) -> str:
-    if row["below_noise"] and math.isfinite(row["noise_floor"]):
-        return "*"
-    if not (math.isfinite(row["noise_floor"]) and math.isfinite(row["sigma1_stderr"])):
-        return "?"
-    return "" if row["clear_of_noise"] else "~"

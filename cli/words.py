@@ -10,7 +10,7 @@ from mnemoscope.analyzer.errors import MnemoscopeError
 
 from ._analysis import analysis_options, check_step, in_bytes, progress_of
 from ._lazy import example
-from ._output import Report, check_output, one_line, reports
+from ._output import Report, check_output, noise_mark, one_line, print_footnotes, reports
 from .show import normalization_option
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ _UNEQUAL = (
     "Beware: the types were followed differently often, and by noise alone rare types then have a "
     "larger σ₁ that seems to decay more slowly. --min-count N --max-count N follows all equally."
 )
+_FOOTNOTES = {
+    "*": "σ₁ is not above its noise floor: it means nothing.",
+    "?": "there are too few occurrences for a noise floor: σ₁ means nothing.",
+}
 _SORTS = ("sigma1", "sum", "decay", "occurrences", "frequency")
 
 
@@ -282,13 +286,15 @@ def _print_table(
                     "delays"):  # fmt: skip
         printed.add_column(heading, justify="right", no_wrap=True)
     shown = order if len(order) <= 2 * top else [*order[:top], None, *order[-top:]]
-    unclear = False
+    marks = set()
     for i in shown:
         if i is None:
             printed.add_row("…")
             continue
         row = _row(table, i, delay)
-        unclear |= not row["above_noise"]
+        # There is no standard error: above the floor is all that a word can be.
+        mark = noise_mark(row["sigma1"], row["noise_floor"], 0.0, row["above_noise"])
+        marks.add(mark)
         fitted = row["decay_b"] == row["decay_b"]
         printed.add_row(
             Text(one_line(row["word"])),
@@ -296,17 +302,13 @@ def _print_table(
             f"{row['frequency']:,}",
             f"{row['sigma1']:.3g}",
             f"{row['noise_floor']:.2g}",
-            "" if row["above_noise"] else "*",
+            mark,
             f"{row['decay_b']:.3f} ± {row['decay_b_stderr']:.3f}" if fitted else "–",
             f"{row['decay_r_squared']:.3f}" if fitted else "–",
             f"{row['decay_points']}",
         )
     console.print(printed)
-    if unclear:
-        console.print(
-            "* σ₁ is not above its noise floor, or too few occurrences tell: it means nothing.",
-            soft_wrap=True,
-        )
+    print_footnotes(console, _FOOTNOTES, marks)
 
 
 def _correlations(table: WordTable, delay: int) -> list[dict[str, Any]]:

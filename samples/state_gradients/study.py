@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from . import claims, commands, corpora, figures
 from .engine import Step
@@ -157,7 +158,20 @@ def steps(options: Options) -> list[Step]:
             seconds=20,
         )
     )
-    return found
+    # Every step runs mnemoscope, a sample's script, or follows from one that does.
+    made_by = _versions()
+    return [replace(step, settings={**step.settings, "made_by": made_by}) for step in found]
+
+
+def _versions() -> dict[str, Any]:
+    """What results depend on besides settings: another version may find something else."""
+    from mnemoscope.analyzer import __version__, result, words
+
+    return {
+        "mnemoscope": __version__,
+        result.FORMAT: result.FORMAT_VERSION,
+        words.FORMAT: words.FORMAT_VERSION,
+    }
 
 
 # Texts and models ----------------------------------------------------------------------------
