@@ -22,7 +22,7 @@ from ._states import Stepper
 from ._version import __version__
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError
-from .grouping import require_followed
+from .grouping import those_followed
 from .groups import Groups
 from .linearize import (
     Linearization,
@@ -91,6 +91,7 @@ def analyze(
         tf32: Let CUDA round factors of matrix products to TF32; default False.
         threads: How many to use on the CPU; default one for each processor.
         groups: Classes of input positions that are averaged apart; default one group ``all``.
+            Those that hold none of the sample are left out.
         keep_blocks: Bytes of the result that the mean of each block may take, from which other
             measures get their standard errors; default 256 MiB, and none are kept if all of them
             together need more.
@@ -138,7 +139,7 @@ def analyze(
     )
     result.check_state_names(list(run.sizes))
     layout = plan(len(corpus), run.delays, blocks=blocks, positions=positions, seed=seed)
-    require_followed(chosen, layout.block >= 0)
+    chosen = those_followed(chosen, layout.block >= 0, report)
     if positions is not None and positions >= len(corpus):
         say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
     keep_blocks = _BLOCK_GRADIENT_LIMIT if keep_blocks is None else keep_blocks
