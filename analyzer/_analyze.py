@@ -96,7 +96,7 @@ def analyze(
             measures get their standard errors; default 256 MiB, and none are kept if all of them
             together need more.
         scratch: Folder for a temporary file that holds sums of more than 1 GiB; default that of
-            temporary files.
+            temporary files. One that is itself held in memory (tmpfs) is not used.
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
 
@@ -227,7 +227,9 @@ class Run:
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._method, self._step_width = model, corpus, method, step
         self._budget, self._tf32, self._threads = _memory.allowed(memory), bool(tf32), threads
-        self._scratch = scratch
+        # A file that lies in memory saves none.
+        self._volatile = scratch is not None and _memory.holds(scratch)
+        self._scratch = None if self._volatile else scratch
         self._linear: Linearization | None = None
         self.embeddings = model.embeddings_in(self.step.dtype)
         self.attributes = {
@@ -318,21 +320,26 @@ class Run:
         ends = np.minimum(layout.stretches[:, 1] + self.delays, len(self._corpus))
         return int((ends - layout.stretches[:, 0]).sum())
 
-    def most_groups(self, members: int) -> int:
-        """How many groups of so many members, in one block, can be summed at once in memory."""
+    def most_groups(self, members: int, after: int = 0) -> int:
+        """How many groups of so many members, in one block, can be summed at once in memory.
+
+        Args:
+            members: Of each group.
+            after: As `sums` takes it.
+        """
         one = Groups.from_numbers(
             ["group"], np.where(np.arange(len(self._corpus)) < members, 0, -1)
         )
         length = len(self._corpus)
         layout = Plan(np.array([[0, length]]), np.zeros(length, int), np.zeros(length, int), 1)
-        need = self._need(layout, one, 0)
+        need = self._need(layout, one, after)
         # As many again count their staging sums twice over, which one does not.
         each = need.size.totals + 2 * need.size.staging // (2 + STAGED)
         return max(1, (self._budget - need.whole(self._linearization())) // each)
 
     def _need(self, layout: Plan, groups: Groups, after: int) -> _Need:
         return _Need(layout, self.delays, self.sizes, groups, self.step, self._model, after,
-                     self._scratch is not None)  # fmt: skip
+                     self._scratch is not None, self._volatile)  # fmt: skip
 
     def _linearization(self) -> Linearization:
         if self._linear is None:
@@ -432,6 +439,7 @@ class _Need:
     model: MemoryModel
     after: int  # what is made of the sums while they are held
     scratch: bool  # whether there is a folder for large totals
+    volatile: bool = False  # whether it was not used, since its files would lie in memory
 
     @property
     def size(self) -> Size:
@@ -489,9 +497,12 @@ class _Need:
     @property
     def advice(self) -> str:
         """What to ask less of."""
+        disk = ""
+        if self.volatile and self.size.filed:
+            disk = "write the output to a folder that is not in memory (tmpfs), "
         return (
             f"Ask for fewer --delays (now {self.delays}), one --state (now "
-            f"{', '.join(self.sizes)}), fewer --blocks (now {self.layout.blocks}), or raise "
+            f"{', '.join(self.sizes)}), fewer --blocks (now {self.layout.blocks}), {disk}or raise "
             "--memory."
         )
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import models
 import numpy as np
 import pytest
-from mnemoscope.analyzer import Corpus, analyze, metrics, open_model
+from mnemoscope.analyzer import Corpus, analyze, metrics, open_model, words
 from mnemoscope.analyzer._analyze import Run
-from mnemoscope.analyzer.errors import CorpusError, MnemoscopeError
+from mnemoscope.analyzer.errors import CorpusError, MnemoscopeError, ResourceError
 from mnemoscope.analyzer.groups import Groups
-from mnemoscope.analyzer.sums import Plan
+from mnemoscope.analyzer.sums import Plan, Sums
 from mnemoscope.analyzer.words import _places, _plan, analyze_words
 
 DELAYS = 4
@@ -51,7 +53,7 @@ def test_passes_make_no_difference(model, monkeypatch):
     corpus, said = stream(), []
     one = analyze_words(model, corpus, delays=DELAYS, report=said.append)
     assert any("in 1 pass " in line for line in said)
-    monkeypatch.setattr(Run, "most_groups", lambda self, members: 3)
+    monkeypatch.setattr(Run, "most_groups", lambda self, members, after: 3)
     seen = []
     many = analyze_words(model, corpus, delays=DELAYS, report=said.append,
                          progress=lambda done, total: seen.append((done, total)))  # fmt: skip
@@ -77,6 +79,41 @@ def test_as_many_types_as_memory_holds(model):
                 layout = Plan(np.array([[0, 3000]]), np.zeros(3000, int), np.zeros(3000, int), 1)
                 need = run._need(layout, groups, 0).whole(run._linearization())
                 assert (need <= memory) == fits
+
+
+@pytest.mark.parametrize("shape", [(128, 32, 51), (32, 128, 9), (300, 300, 3), (20, 400, 2)])
+def test_measures_stay_below_their_estimate(monkeypatch, shape):
+    monkeypatch.setattr(words, "_AT_ONCE", 2**17)
+    monkeypatch.setattr(words, "processors", lambda: 2)
+    units, size, delays = shape
+    rng = np.random.default_rng(0)
+    total, half = rng.standard_normal((2, 4, delays, size, units)).swapaxes(-1, -2)
+    count = np.full((4, delays), 6)
+    sums, d = Sums(total[None], count[None], half, count // 2), rng.standard_normal((size, size))
+    tracemalloc.start()
+    found = words._measures(sums, d)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 2 * words._working(units, size, delays) < 4 * taken
+    # In portions of a few delays, the numbers are those of all delays at once.
+    monkeypatch.setattr(words, "_AT_ONCE", 2**40)
+    for name, values in words._measures(sums, d).items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-12)
+
+
+def test_measures_count_in_the_memory_of_a_run(model, monkeypatch):
+    said = {}
+    for factor in (0, 1000):
+        one = [words._working(models.H, models.E, DELAYS + 1) * factor]
+        monkeypatch.setattr(words, "_working", lambda *_, n=one: n[0])
+        said[factor] = []
+        analyze_words(model, stream(), delays=DELAYS, report=said[factor].append)
+        monkeypatch.undo()
+    least, more = (next(x for x in said[f] if x.startswith("Memory")) for f in said)
+    assert least != more
+    monkeypatch.setattr(words, "_working", lambda *_: 2**40)
+    with pytest.raises(ResourceError, match="would need about"):
+        analyze_words(model, stream(), delays=DELAYS, memory=2**30)
 
 
 def test_halves_are_dealt_within_each_type():
