@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 
 FORMAT = "mnemoscope words"
 FORMAT_VERSION = 1
+CLEAR = 1.5
+"""How many times its noise floor σ₁ must be to be clear of it.
+
+The floor comes from one split of a few occurrences and is as random as σ₁ itself: of means without
+any consistent direction about half exceed it, but at most one in eight this many times
+(``docs/words.md`` has the measurement).
+"""
 _CURVE = ("normalization", "word", "delay")
 _ROOT_COLUMNS = ("word", "token", "occurrences", "frequency")
 _MEASURES = ("sigma1", "noise_floor", "singular_value_sum")
@@ -364,15 +371,15 @@ def _names(model: MemoryModel, types: np.ndarray) -> list[str]:
 
 
 def _fits(delays: np.ndarray, measures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """σ₁ = a exp(−b τ), fitted up to the first delay at which σ₁ is not above its noise floor."""
+    """σ₁ = a exp(−b τ), fitted up to the first delay at which σ₁ is not clear of noise."""
     sigma1, floor = measures["sigma1"], measures["noise_floor"]
     found = {name: np.full(sigma1.shape[:2], np.nan) for name in _FIT}
-    above = np.logical_and.accumulate(sigma1 > floor, axis=-1)
-    found["decay_points"] = above.sum(-1).astype(np.float64)
+    clear = np.logical_and.accumulate(sigma1 > CLEAR * floor, axis=-1)
+    found["decay_points"] = clear.sum(-1).astype(np.float64)
     for i in np.ndindex(sigma1.shape[:2]):
-        if above[i].sum() < 3:  # two points fit any exponential
+        if clear[i].sum() < 3:  # two points fit any exponential
             continue
-        fit = fit_decay(delays[above[i]], sigma1[i][above[i]])
+        fit = fit_decay(delays[clear[i]], sigma1[i][clear[i]])
         found["decay_a"][i], found["decay_b"][i] = fit.a, fit.b
         found["decay_a_stderr"][i], found["decay_b_stderr"][i] = fit.a_stderr, fit.b_stderr
         found["decay_r_squared"][i] = fit.r_squared
@@ -393,7 +400,7 @@ class WordTable:
         sigma1: ``[word, delay]``.
         noise_floor: ``[word, delay]``; NaN where all occurrences are near each other.
         singular_value_sum: ``[word, delay]``.
-        a: ``[word]``, fitted value at delay 0; NaN where fewer than three delays stand above noise.
+        a: ``[word]``, fitted value at delay 0; NaN where fewer than three are clear.
         b: ``[word]``, fitted rate.
         b_stderr: ``[word]``, from the residuals of the fit.
         r_squared: ``[word]``.
@@ -443,6 +450,11 @@ class WordTable:
         Of types without any consistent direction, nearly half do so by chance.
         """
         return self.sigma1[:, delay] > self.noise_floor[:, delay]
+
+    @property
+    def clear(self) -> np.ndarray:
+        """``[word, delay]`` booleans: whether σ₁ is more than `CLEAR` times its noise floor."""
+        return self.sigma1 > CLEAR * self.noise_floor
 
 
 def open_words(path: str | os.PathLike[str]) -> xr.DataTree:

@@ -184,22 +184,46 @@ def test_bad_numbers(model, options, said):
 
 
 def test_fits_of_planted_decays():
-    from mnemoscope.analyzer.words import _fits
-
     delays = np.arange(30)
     rates, floor = np.array([0.1, 0.66]), np.full((1, 2, 30), 1e-3)
     sigma1 = 3.0 * np.exp(-rates[:, None] * delays)[None]
-    found = _fits(delays, {"sigma1": sigma1, "noise_floor": floor})
+    found = words._fits(delays, {"sigma1": sigma1, "noise_floor": floor})
     np.testing.assert_allclose(found["decay_b"][0], rates, rtol=1e-9)
     np.testing.assert_allclose(found["decay_a"][0], 3, rtol=1e-9)
     np.testing.assert_allclose(found["decay_r_squared"][0], 1, rtol=1e-9)
-    np.testing.assert_array_equal(found["decay_points"][0], [30, (sigma1[0, 1] > 1e-3).sum()])
+    clear = sigma1[0, 1] > words.CLEAR * 1e-3
+    np.testing.assert_array_equal(found["decay_points"][0], [30, clear.sum()])
+    assert clear.sum() < (sigma1[0, 1] > 1e-3).sum()
     # A tail that rises out of the noise by chance is not fitted.
     sigma1[0, 0, 10:] = 1e-4
     sigma1[0, 0, 20] = 1.0
-    again = _fits(delays, {"sigma1": sigma1, "noise_floor": floor})
+    again = words._fits(delays, {"sigma1": sigma1, "noise_floor": floor})
     assert again["decay_points"][0, 0] == 10
     np.testing.assert_allclose(again["decay_b"][0, 0], 0.1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("occurrences", [3, 6, 20])
+def test_noise_is_hardly_ever_fitted(monkeypatch, occurrences):
+    """Types without any consistent direction, whose noise shows in the same way at all delays."""
+    rng = np.random.default_rng(occurrences)
+    types, delays = 300, 3
+    one = rng.standard_normal((types, occurrences, 1, 8, 4))
+    each = rng.standard_normal((types, occurrences, delays, 8, 4))
+    fading = 0.7 ** np.arange(delays)[:, None, None]
+    jacobians = fading * (0.8 * one + 0.6 * each)
+    count = np.full((types, delays), occurrences)
+    sums = Sums(jacobians.sum(1)[None], count[None], jacobians[:, ::2].sum(1),
+                np.full((types, delays), len(range(0, occurrences, 2))))  # fmt: skip
+    measures = words._measures(sums, np.eye(4))
+    above = measures["sigma1"] > measures["noise_floor"]
+    assert 0.3 < above.mean() < 0.65
+    assert (measures["sigma1"] > words.CLEAR * measures["noise_floor"]).mean() < 0.1
+    fitted = {}
+    for margin in (1.0, words.CLEAR):
+        monkeypatch.setattr(words, "CLEAR", margin)
+        fitted[margin] = np.isfinite(words._fits(np.arange(delays), measures)["decay_b"]).mean()
+    assert fitted[1.0] > 0.1
+    assert fitted[1.5] < 0.03
 
 
 def test_r_squared_is_that_of_the_residuals():
