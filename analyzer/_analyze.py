@@ -27,7 +27,7 @@ from ._states import States, Stepper
 from ._version import __version__
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError
-from .grouping import require_followed
+from .grouping import those_followed
 from .groups import Groups
 from .linearize import (
     Linearization,
@@ -99,11 +99,12 @@ def analyze(
         sketch: Follow so many directions of the embedding space for each input instead of all of
             it: fewer products, an estimate with the same mean and larger standard errors.
         groups: Classes of input positions that are averaged apart; default one group ``all``.
+            Those that hold none of the sample are left out.
         keep_blocks: Bytes of the result that the mean of each block may take, from which other
             measures get their standard errors; default 256 MiB, and none are kept if all of them
             together need more.
         scratch: Folder for a temporary file that holds sums of more than 1 GiB; default that of
-            temporary files.
+            temporary files. One that is itself held in memory (tmpfs) is not used.
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
 
@@ -148,7 +149,7 @@ def analyze(
     )
     result.check_state_names(list(run.sizes))
     layout = plan(len(corpus), run.delays, blocks=blocks, positions=positions, seed=seed)
-    require_followed(chosen, layout.block >= 0)
+    chosen = those_followed(chosen, layout.block >= 0, report)
     if positions is not None and positions >= len(corpus):
         say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
     keep_blocks = _BLOCK_GRADIENT_LIMIT if keep_blocks is None else keep_blocks
@@ -240,7 +241,9 @@ class Run:
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._method, self._step_width = model, corpus, method, step
         self._budget, self._tf32, self._threads = _memory.allowed(memory), bool(tf32), threads
-        self._scratch, self._side = scratch, side
+        # A file that lies in memory saves none.
+        self._volatile = scratch is not None and _memory.holds(scratch)
+        self._scratch, self._side = None if self._volatile else scratch, side
         self._sketch = self._dealt(sketch, seed)
         self._linear: Linearization | None = None
         self.embeddings = model.embeddings_in(self.step.dtype)
@@ -330,25 +333,26 @@ class Run:
         most = positions_of(self._linearization(), self.delays, len(groups))
         return shards(layout, self.delays, len(self._corpus), most)
 
-    def work(self, layout: Plan, groups: Groups) -> int:
-        """Time steps in all: inputs and the steps after each shard in which its memory fades."""
-        return sum(shard.steps for shard in self.shards(layout, groups))
+    def most_groups(self, members: int, after: int = 0) -> int:
+        """How many groups of so many members, in one block, can be summed at once in memory.
 
-    def most_groups(self, members: int) -> int:
-        """How many groups of so many members, in one block, can be summed at once in memory."""
+        Args:
+            members: Of each group.
+            after: As `sums` takes it.
+        """
         one = Groups.from_numbers(
             ["group"], np.where(np.arange(len(self._corpus)) < members, 0, -1)
         )
         length = len(self._corpus)
         layout = Plan(np.array([[0, length]]), np.zeros(length, int), np.zeros(length, int), 1)
-        need = self._need(layout, one, 0)
+        need = self._need(layout, one, after)
         # As many again count their staging sums twice over, which one does not.
         each = need.size.totals + 2 * need.size.staging // (2 + STAGED)
         return max(1, (self._budget - need.whole(self._linearization())) // each)
 
     def _need(self, layout: Plan, groups: Groups, after: int) -> _Need:
         return _Need(layout, self.delays, self.sizes, groups, self.step, self._model, after,
-                     self._scratch is not None)  # fmt: skip
+                     self._scratch is not None, self._volatile)  # fmt: skip
 
     def _linearization(self) -> Linearization:
         if self._linear is None:
@@ -532,6 +536,7 @@ class _Need:
     model: MemoryModel
     after: int  # what is made of the sums while they are held
     scratch: bool  # whether there is a folder for large totals
+    volatile: bool = False  # whether it was not used, since its files would lie in memory
 
     @property
     def size(self) -> Size:
@@ -589,9 +594,12 @@ class _Need:
     @property
     def advice(self) -> str:
         """What to ask less of."""
+        disk = ""
+        if self.volatile and self.size.filed:
+            disk = "write the output to a folder that is not in memory (tmpfs), "
         return (
             f"Ask for fewer --delays (now {self.delays}), one --state (now "
-            f"{', '.join(self.sizes)}), fewer --blocks (now {self.layout.blocks}), or raise "
+            f"{', '.join(self.sizes)}), fewer --blocks (now {self.layout.blocks}), {disk}or raise "
             "--memory."
         )
 

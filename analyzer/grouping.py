@@ -77,23 +77,30 @@ def group_positions(
     return groups.with_all()
 
 
-def require_followed(groups: Groups, followed: np.ndarray) -> None:
-    """Refuse classes none of whose positions are followed.
+def those_followed(
+    groups: Groups, followed: np.ndarray, report: Callable[[str], None] | None = None
+) -> Groups:
+    """Leave out classes none of whose positions are followed: they have no mean.
 
     Args:
         groups: All classes.
         followed: ``[position]`` booleans.
+        report: Called with one line that names what is left out.
 
     Raises:
-        GroupError: With their names.
+        GroupError: No class is left, or none but ``all``.
     """
     counts = np.bincount(groups.group[followed[groups.position]], minlength=len(groups))
-    lost = [name for name, count in zip(groups.names, counts, strict=True) if not count]
-    if lost:
-        raise GroupError(
-            f"The sample of {int(followed.sum()):,} positions holds none of {_shown(lost)}. Follow "
-            "more --positions or all of them, or name the classes you want in a file for --groups."
-        )
+    kept = [name for name, count in zip(groups.names, counts, strict=True) if count]
+    if len(kept) == len(groups):
+        return groups
+    lost = [name for name in groups.names if name not in kept]
+    said = f"The sample of {int(followed.sum()):,} positions holds none of {_shown(lost)}"
+    if kept in ([], ["all"]):
+        raise GroupError(f"{said}: no class is left. Follow more --positions or all of them.")
+    if report is not None:
+        report(f"{said}; left out. Follow more --positions or all of them to have them.")
+    return groups.unions({name: [name] for name in kept})
 
 
 def read_unions(path: str | Path) -> dict[str, list[str]]:

@@ -267,7 +267,9 @@ def _probe(
         return
     try:
         classes = {"a": direction.a, "b": direction.b}
-        found = separability(name, classes, lexicon.whitened, seed=seed)
+        found = separability(
+            name, classes, lexicon.whitened, paired=direction.spec.suffix is not None, seed=seed
+        )
     except PropertyError as error:
         notes.append(f"Separability not tested: {error}")
         return
@@ -297,13 +299,17 @@ def _plain(direction: Direction, probe: Separability | None) -> dict[str, Any]:
 def _print_direction(out: Console, direction: Direction) -> None:
     from rich.text import Text
 
-    dealt = "its own types" if direction.pool == "members" else "the types of the vocabulary"
+    dealt = {
+        "members": "its own types dealt out at random",
+        "pairs": "the two words of each pair exchanged at random",
+        "vocabulary": "the types of the vocabulary dealt out at random",
+    }[direction.pool]
     parts = [
         *direction.notes,
         f"means {direction.distance:.2f} standard deviations apart"
         if len(direction.a)
         else f"length {direction.distance:.2f} standard deviations",
-        f"shuffled: {dealt} dealt out at random",
+        f"shuffled: {dealt}",
     ]
     out.print(Text(f"{direction.name}: {'; '.join(parts)}."), soft_wrap=True)
 

@@ -25,6 +25,7 @@ _UNEQUAL = (
 )
 _FOOTNOTES = {
     "*": "σ₁ is not above its noise floor: it means nothing.",
+    "~": "σ₁ is above its noise floor by less than half of it, as chance alone often is.",
     "?": "there are too few occurrences for a noise floor: σ₁ means nothing.",
 }
 _SORTS = ("sigma1", "sum", "decay", "occurrences", "frequency")
@@ -85,8 +86,8 @@ def words(
 ) -> Report:
     """Measure what is remembered of each word type.
 
-    With MODEL and CORPUS: follow each type's occurrences, fit σ₁ = a·exp(−bτ) where it stands
-    above its noise floor, and write WORDS.nc. With WORDS.nc: the types that are remembered most
+    With MODEL and CORPUS: follow each type's occurrences, fit σ₁ = a·exp(−bτ) where it is clear
+    of its noise floor, and write WORDS.nc. With WORDS.nc: the types that are remembered most
     and least, how memory goes with frequency, and figures.
     """
     if figure is not None:
@@ -253,6 +254,7 @@ def _row(table: WordTable, i: int, delay: int) -> dict[str, Any]:
         "sigma1": float(table.sigma1[i, delay]),
         "noise_floor": float(table.noise_floor[i, delay]),
         "above_noise": bool(table.above(delay)[i]),
+        "clear_of_noise": bool(table.clear[i, delay]),
         "singular_value_sum": float(table.singular_value_sum[i, delay]),
         "decay_a": float(table.a[i]),
         "decay_b": float(table.b[i]),
@@ -292,8 +294,8 @@ def _print_table(
             printed.add_row("…")
             continue
         row = _row(table, i, delay)
-        # There is no standard error: above the floor is all that a word can be.
-        mark = noise_mark(row["sigma1"], row["noise_floor"], 0.0, row["above_noise"])
+        # There is no standard error: a margin above the floor tells instead.
+        mark = noise_mark(row["sigma1"], row["noise_floor"], 0.0, row["clear_of_noise"])
         marks.add(mark)
         fitted = row["decay_b"] == row["decay_b"]
         printed.add_row(
@@ -315,15 +317,15 @@ def _correlations(table: WordTable, delay: int) -> list[dict[str, Any]]:
     import numpy as np
     from mnemoscope.analyzer.words import frequency_correlation
 
-    above = np.where(table.above(delay), table.sigma1[:, delay], np.nan)
+    clear = np.where(table.clear[:, delay], table.sigma1[:, delay], np.nan)
     found = []
-    for name, what, values in (("sigma1", f"σ₁ at delay {delay}", above), ("decay", "b", table.b)):
+    for name, what, values in (("sigma1", f"σ₁ at delay {delay}", clear), ("decay", "b", table.b)):
         c = frequency_correlation(table.frequency, values)
         said = f"Rank correlation of frequency and {what}: "
         said += (
-            f"{c.rho:+.3f} ± {c.stderr:.3f} ({c.types:,} types above noise)."
+            f"{c.rho:+.3f} ± {c.stderr:.3f} ({c.types:,} types clear of noise)."
             if c.rho == c.rho
-            else f"not known ({c.types} types above noise)."
+            else f"not known ({c.types} types clear of noise)."
         )
         found.append({"state": table.state, "measure": name, "rho": c.rho, "stderr": c.stderr,
                       "types": c.types, "equally_often": not table.unequal,
