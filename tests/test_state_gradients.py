@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,6 +209,7 @@ def test_two_runs_cannot_share_a_folder(sg, tmp_path):
 COUNTER = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 log = Path("model/epochs")
 if "--resume" not in sys.argv:
     assert not log.exists()
@@ -220,6 +222,7 @@ RUNNER = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
+from types import SimpleNamespace
 from samples.state_gradients.engine import Engine, stopped_by_signals
 from tests_steps import step
 with stopped_by_signals():
@@ -952,6 +955,35 @@ def test_words(sg):
     assert verdict("frequent_faster") == "holds"
     assert verdict("frequent_faster", b_slope=-0.02) == "does not"
     assert verdict("frequent_faster", b_slope=0) == "cannot tell"
+
+
+@pytest.mark.parametrize("claim", ["rnn_gone", "rnn_shorter"])
+def test_of_a_model_that_learnt_nothing_no_claim_is_judged(sg, claim):
+    memory = {"rnn_h": curve(sg, exponential(1.5)), "base_c": curve(sg, exponential(0.3))}
+    of = {"test": 70_000.0, "unigram": 265.0}
+    for perplexity, wanted in (({}, "holds"), ({"rnn": of}, "cannot tell"),
+                               ({"rnn": {**of, "test": 200.0}}, "holds")):  # fmt: skip
+        assert verdict_of(sg, claim, memory=memory, perplexity=perplexity) == wanted
+
+
+def test_the_figure_of_two_words_takes_what_words_wrote(sg, monkeypatch, tmp_path):
+    """A rare word is chosen by how well its fit is known."""
+    table = SimpleNamespace(
+        word=np.array(["the", "odd", "rare"]), frequency=np.array([900, 3, 4]),
+        occurrences=np.full(3, 5), sigma1=np.ones((3, 2)), noise_floor=np.zeros((3, 2)),
+        b=np.array([0.6, 0.2, 0.2]), b_stderr=np.array([0.1, 0.1, 0.01]),
+    )  # fmt: skip
+    module = SimpleNamespace(open_words=lambda path: None, word_tables=lambda *a, **k: [table])
+    monkeypatch.setattr(sg.commands, "import_module", lambda name: module)
+    asked = []
+    monkeypatch.setattr(
+        sg.commands,
+        "word_curves",
+        lambda result, path, chosen, state: asked.extend(chosen) or ["-c", ""],
+    )
+    with pytest.raises(FileNotFoundError):  # nothing was drawn
+        sg.figures.draw_word_curves(tmp_path, tmp_path / "9a.png")
+    assert asked == ["the", "rare"]
 
 
 @pytest.mark.parametrize("claim", ["frequent_smaller", "frequent_faster"])

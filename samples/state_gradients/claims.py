@@ -360,16 +360,17 @@ def rnn_gone(results: Results) -> Finding:
         "The vanilla RNN's memory is gone by delay 20",
         "4.3.2, Fig. 5b",
         "σ₁ “becomes virtually zero (< 10⁻¹⁰) when the delay is larger than 20”",
-        "σ₁ at delay 21 below 10⁻¹⁰",
+        f"σ₁ at delay 21 below 10⁻¹⁰; {LEARNT}",
     )
     memory = results.memory.get("rnn.h")
     if memory is None or len(memory.delay) < 22:
         return base
     value, error, floor = (float(x[21]) for x in (memory.sigma1, memory.sigma1_error, memory.floor))
-    verdict = gone(value, error, floor, VANISHED)
+    verdict = gone(value, error, floor, VANISHED) if _learnt(results, "rnn") else "cannot tell"
     return _said(
         base,
-        f"σ₁(21) = {_g(value)}, that is {_g(value / float(memory.sigma1[0]))} of σ₁(0)",
+        f"σ₁(21) = {_g(value)}, that is {_g(value / float(memory.sigma1[0]))} of σ₁(0)"
+        f"{_unlearnt(results, 'rnn')}",
         _g(error),
         _g(floor),
         verdict,
@@ -383,7 +384,7 @@ def rnn_shorter(results: Results) -> Finding:
         "4.3.2, Fig. 5b",
         "“σ₁ is much smaller”; “the memory of the LSTM is effectively longer”",
         "decay rate over delays 0–10 (to the last delay clear of noise in both if that is earlier, "
-        "but 5 or later) larger than the cell state's",
+        f"but 5 or later) larger than the cell state's; {LEARNT}",
     )
     m = results.memory
     if not {"rnn.h", "base.c"} <= m.keys():
@@ -397,10 +398,30 @@ def rnn_shorter(results: Results) -> Finding:
     return _said(
         base,
         f"rate over 0–{last}: {_g(rate(m['rnn.h'], 0, last).value)} (RNN), "
-        f"{_g(rate(m['base.c'], 0, last).value)} (LSTM cell)",
+        f"{_g(rate(m['base.c'], 0, last).value)} (LSTM cell){_unlearnt(results, 'rnn')}",
         _g(found.error),
         f"{_at(m['rnn.h'].floor, last)} (RNN) at {last}",
-        larger(found.value, found.error),
+        larger(found.value, found.error) if _learnt(results, "rnn") else "cannot tell",
+    )
+
+
+LEARNT = "a model that predicts worse than word frequencies alone tells nothing"
+
+
+def _learnt(results: Results, model: str) -> bool:
+    """Whether training came to anything; taken for granted where its perplexity is not known."""
+    found = results.perplexity.get(model, {})
+    return found.get("test", 0.0) < found.get("unigram", math.inf)
+
+
+def _unlearnt(results: Results, model: str) -> str:
+    """What is said of a model that learnt nothing."""
+    if _learnt(results, model):
+        return ""
+    found = results.perplexity[model]
+    return (
+        f"; but its training failed: perplexity {found['test']:,.0f}, word frequencies alone "
+        f"{found['unigram']:,.0f}"
     )
 
 
@@ -608,12 +629,12 @@ def _with_frequency(
     words: Mapping[str, Any], base: Finding, key: str, rule: Callable[[float, float], Verdict]
 ) -> Finding:
     """How a measure of words goes with their training frequency."""
-    from mnemoscope.analyzer.words import frequency_correlation
+    from mnemoscope.analyzer.words import CLEAR, frequency_correlation
 
     value, sigma1, floor = (np.asarray(words[k], float) for k in (key, "sigma1", "floor"))
     frequency, followed = (np.asarray(words[k], float) for k in ("frequency", "occurrences"))
-    # Without any direction a word exceeds its floor in one case of two: this thins noise out only.
-    kept = np.isfinite(value) & (sigma1 > floor)
+    # What a word shows is clear of chance only some way above its floor.
+    kept = np.isfinite(value) & (sigma1 > CLEAR * floor)
     found = frequency_correlation(frequency[kept], value[kept])
     noise = frequency_correlation(frequency, floor)
     equal = bool(np.ptp(followed) == 0)

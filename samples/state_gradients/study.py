@@ -96,12 +96,13 @@ class _Model:
     size: int = 1  # of the scale's three
     seed: int = 1
     pretrained: bool = False
+    rate: float = 1.0  # of learning
 
 
 _MODELS = {
     "base": _Model("the base model", ("4a", "4b", "5a", "5b", "6a", "6b", "7a", "table2")),
     "gru": _Model("a GRU", ("5b", "table2"), cell="GRU"),
-    "rnn": _Model("a vanilla RNN", ("5b", "table2"), cell="RNN"),
+    "rnn": _Model("a vanilla RNN", ("5b", "table2"), cell="RNN", rate=0.2),
     "seed2": _Model("the base model with seed 2", ("4b", "table2"), seed=2),
     "seed3": _Model("the base model with seed 3", ("4b", "table2"), seed=3),
     "pretrained": _Model("on pre-trained embeddings", ("6b", "table2"), pretrained=True),
@@ -209,6 +210,7 @@ def _train(
     argv += ["--cell", model.cell, "--embedding", str(scale.embedding), "--hidden", str(hidden)]
     argv += ["--batch", str(scale.batch), "--steps", str(scale.steps)]
     argv += ["--epochs", str(scale.epochs), "--flat-epochs", str(scale.flat_epochs)]
+    argv += ["--learning-rate", str(model.rate)] if model.rate != 1 else []
     argv += ["--decay", str(scale.decay), "--seed", str(model.seed), "--device", options.device]
     if scale.vocabulary:
         argv += ["--vocabulary-size", str(scale.vocabulary)]
