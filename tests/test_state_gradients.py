@@ -976,13 +976,14 @@ def test_the_figure_of_two_words_takes_what_words_wrote(sg, monkeypatch, tmp_pat
     module = SimpleNamespace(open_words=lambda path: None, word_tables=lambda *a, **k: [table])
     monkeypatch.setattr(sg.commands, "import_module", lambda name: module)
     asked = []
-    monkeypatch.setattr(
-        sg.commands,
-        "word_curves",
-        lambda result, path, chosen, state: asked.extend(chosen) or ["-c", ""],
-    )
-    with pytest.raises(FileNotFoundError):  # nothing was drawn
-        sg.figures.draw_word_curves(tmp_path, tmp_path / "9a.png")
+
+    def word_curves(result, figure, chosen, state):
+        asked.extend(chosen)
+        return ["-c", f"open({figure!r}, 'w').close()"]
+
+    monkeypatch.setattr(sg.commands, "word_curves", word_curves)
+    sg.figures.draw_word_curves(tmp_path, tmp_path / "9a.png")
+    assert (tmp_path / "9a.png").exists()
     assert asked == ["the", "rare"]
 
 

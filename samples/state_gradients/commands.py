@@ -182,8 +182,8 @@ def read_words(path: Path, state: str) -> dict[str, Any]:
     """What `words` wrote, whitened: arrays over words.
 
     ``word``, ``frequency`` (in the training text), ``occurrences`` that were followed, ``sigma1``
-    and ``floor`` at delay 0, ``b`` and ``b_stderr`` of the fitted exponential (NaN where nothing was
-    fitted).
+    and ``floor`` at delay 0, ``b`` and ``b_stderr`` of the fitted exponential (NaN where nothing
+    was fitted).
     """
     # Not in every version of mnemoscope, so not at the top.
     module: Any = import_module("mnemoscope.analyzer.words")
