@@ -968,13 +968,15 @@ def test_of_a_model_that_learnt_nothing_no_claim_is_judged(sg, claim):
 
 def test_the_figure_of_two_words_takes_what_words_wrote(sg, monkeypatch, tmp_path):
     """A rare word is chosen by how well its fit is known."""
-    n = 11
     table = SimpleNamespace(
-        word=np.array(["odd", "rare", *(f"w{i}" for i in range(8)), "the"]),
-        frequency=np.array([3, 3, *(50,) * 8, 900]), occurrences=np.full(n, 5),
-        sigma1=np.ones((n, 2)), noise_floor=np.zeros((n, 2)), b=np.full(n, 0.2),
-        b_stderr=np.array([0.1, 0.01, *(0.001,) * 9]),
-    )  # fmt: skip
+        word=np.array(["odd", "rare", "known", "the"]),
+        frequency=np.array([3, 3, 50, 900]),
+        occurrences=np.full(4, 5),
+        sigma1=np.ones((4, 2)),
+        noise_floor=np.zeros((4, 2)),
+        b=np.full(4, 0.2),
+        b_stderr=np.array([0.1, 0.01, 0.001, 0.001]),
+    )
     module = SimpleNamespace(open_words=lambda path: None, word_tables=lambda *a, **k: [table])
     monkeypatch.setattr(sg.commands, "import_module", lambda name: module)
     asked = []
