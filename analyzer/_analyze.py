@@ -310,7 +310,7 @@ class Run:
         need = self._need(layout, groups, after)
         _memory.require(need.least(), self._budget, "This run", need.advice)
         linear = self._linearization()
-        whole = need.whole(linear)
+        whole = need.whole(linear, self._by_rows(linear, layout))
         filed = f" and {_memory.shown(need.size.totals)} in a temporary file" if need.filed else ""
         self._say(
             f"Memory: about {_memory.shown(whole)} of {_memory.shown(self._budget)} allowed{filed}."
@@ -352,7 +352,8 @@ class Run:
 
     def _need(self, layout: Plan, groups: Groups, after: int) -> _Need:
         return _Need(layout, self.delays, self.sizes, groups, self.step, self._model, after,
-                     self._scratch is not None, self._volatile)  # fmt: skip
+                     self._scratch is not None, self._volatile,
+                     sum(self._sketch.hands) if self._sketch else None)  # fmt: skip
 
     def _linearization(self) -> Linearization:
         if self._linear is None:
@@ -537,6 +538,7 @@ class _Need:
     after: int  # what is made of the sums while they are held
     scratch: bool  # whether there is a folder for large totals
     volatile: bool = False  # whether it was not used, since its files would lie in memory
+    sketch: int | None = None  # directions that are followed for each input
 
     @property
     def size(self) -> Size:
@@ -558,18 +560,25 @@ class _Need:
         totals = size.totals // (self.layout.blocks + 1) if self.filed else size.totals
         # Whitening takes three tables in double precision; the file is parsed, cut, written out
         # and loaded.
+        columns = min(self._columns, sum(self.sizes.values()))
         return (
-            self._tangents(list(self.sizes))
+            self._tangents(list(self.sizes), columns)
             + totals
             + max(size.staging, self.after)
             + table * (2 * item + 24)
             + 4 * proto
         )
 
-    def whole(self, linear: Linearization) -> int:
+    def whole(self, linear: Linearization, by_rows: bool = False) -> int:
         """With the states that are carried along, and the derivatives."""
         item, sources = self.step.dtype.itemsize, linear.step.sources
-        more = self._tangents(carried_states(linear, list(self.sizes)))
+        carried, wanted = carried_states(linear, list(self.sizes)), sum(self.sizes.values())
+        least = min(self._columns, wanted)
+        if by_rows:
+            found = (self.delays + 1) * wanted * self.step.embedding_size * item
+            more = self._tangents(carried, wanted) + found
+        else:
+            more = self._tangents(carried, self._columns)
         dense = sum(
             sources[source][1] * sources[state][1]
             for (state, source), j in linear.jacobians.items()
@@ -577,7 +586,7 @@ class _Need:
         )
         return (
             self.least()
-            - self._tangents(list(self.sizes))
+            - self._tangents(list(self.sizes), least)
             + more
             # The batches that wait for the products, one as it comes and one being arranged.
             + (AHEAD + 3) * linear.batch * dense * item
@@ -585,11 +594,15 @@ class _Need:
             + 8 * linear.model.ByteSize()
         )
 
-    def _tangents(self, states: list[str]) -> int:
-        """Two buffers, and what the products hold besides (on a GPU two more)."""
+    @property
+    def _columns(self) -> int:
+        """Of the embedding that are carried."""
+        return self.sketch or self.step.embedding_size
+
+    def _tangents(self, states: list[str], number: int) -> int:
+        """Two buffers of so many columns or rows, and what the products hold besides."""
         width = sum(c.size for c in self.step.differentiable if c.name in states)
-        rows = (self.delays + 1) * self.step.embedding_size
-        return 4 * rows * width * self.step.dtype.itemsize
+        return 4 * (self.delays + 1) * number * width * self.step.dtype.itemsize
 
     @property
     def advice(self) -> str:

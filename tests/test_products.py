@@ -433,6 +433,11 @@ def test_gemm_into_columns(dtype, library, monkeypatch):
         np.testing.assert_allclose(out, before[:, 2 : 2 + n] + a @ b, rtol=bar, atol=bar)
         gemm(a, b, out, False)
         np.testing.assert_allclose(out, a @ b, rtol=bar, atol=bar)
+        turned = np.ascontiguousarray(b.T)
+        gemm(a, turned, out, True, transposed=True)
+        np.testing.assert_allclose(out, 2 * (a @ b), rtol=bar, atol=bar)
+        gemm(a, turned, out, False, transposed=True)
+        np.testing.assert_allclose(out, a @ b, rtol=bar, atol=bar)
         np.testing.assert_array_equal(whole[:, :2], before[:, :2])
         np.testing.assert_array_equal(whole[:, 2 + n :], before[:, 2 + n :])
 
