@@ -12,7 +12,7 @@ from .measuring import Measured, measure, ratio
 from .peers import OURS, REFERENCE
 from .shapes import Job, Shape
 
-SHAPE = Shape("guard", "LSTM", 64, 256, delays=50, positions=64, batch=32)
+SHAPE = Shape("guard", "LSTM", 64, 256, delays=50, positions=32, batch=16)
 PEERS = (REFERENCE, "onnx-ad", OURS)
 REPEATS = 3
 PRODUCTS = "matrix-product rate"
