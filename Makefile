@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 POSITIONS ?= 3000
 
-.PHONY: help demo test types wheel bench fuzz docs forms models synthetic state-gradients clean
+.PHONY: help demo test types wheel bench growth fuzz docs forms models synthetic state-gradients clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile
@@ -23,6 +23,10 @@ $(VENV)/.everything: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[torch,tensorflow,samples,test]'
 	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.bench: $(VENV)/.everything
+	$(PIP) --editable '.[bench]'
+	@touch $@
 
 demo: $(VENV)/.runtime ## compare a trained model with its untrained twin, in demo/
 	mkdir -p demo
@@ -57,8 +61,11 @@ wheel: $(VENV)/.everything ## build the wheel and run it where there is no torch
 	  build/wheel/*.whl
 	cd build/wheel && venv/bin/python $(CURDIR)/tests/wheel_check.py $(CURDIR)/samples/models
 
-bench: $(VENV)/.everything ## time the main job beside other ways of computing it
-	$(BIN)/python benchmarks/bench.py
+bench: $(VENV)/.bench ## time the main job beside other ways of computing it
+	$(BIN)/python -m benchmarks
+
+growth: $(VENV)/.everything ## how its time grows with each size
+	$(BIN)/python -m benchmarks.growth
 
 fuzz: $(VENV)/.everything ## run every damaged file through the commands
 	$(BIN)/python -m tests.fuzz --jobs 2
