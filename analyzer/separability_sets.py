@@ -156,10 +156,15 @@ def read_sets(path: str | os.PathLike[str], lexicon: Lexicon) -> list[ClassSet]:
             f"{shown} must hold one or more [[set]] tables and nothing else; it holds "
             f"{', '.join(map(repr, data)) or 'nothing'}."
         )
-    return [
+    sets = [
         _read_set(table, f"[[set]] {i} of {shown}", lexicon)
         for i, table in enumerate(data["set"], 1)
     ]
+    names = [s.name for s in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise PropertyError(f"{shown} names two sets {name!r}; give each its own name.")
+    return sets
 
 
 def _read_set(table: Any, where: str, lexicon: Lexicon) -> ClassSet:
@@ -172,6 +177,8 @@ def _read_set(table: Any, where: str, lexicon: Lexicon) -> ClassSet:
         raise PropertyError(f"{where} must have either classes or a suffix.")
     name = table.get("name") or where
     if classes is None:
+        if not table["suffix"]:
+            raise PropertyError(f"{where}: the suffix is empty; give an ending such as 's.")
         return ClassSet(name, suffix=table["suffix"])
     whole = isinstance(classes, dict)
     if isinstance(classes, list):
