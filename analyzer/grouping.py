@@ -163,7 +163,8 @@ def _column(corpus: Corpus, by: str) -> Groups:
         )
     columns = [n for n in has if not n.startswith(FEATURE)] + ["word"]
     if features:
-        columns.append(f"{FEATURE}{features[0]} and {len(features) - 1} other features")
+        more = f" and {len(features) - 1} other features" if len(features) > 1 else ""
+        columns.append(f"{FEATURE}{features[0]}{more}")
     advice = (
         ""
         if has

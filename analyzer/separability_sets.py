@@ -149,7 +149,14 @@ def read_sets(path: str | os.PathLike[str], lexicon: Lexicon) -> list[ClassSet]:
             lacks.
     """
     tables = read_tables(path, "set", "a file of sets")
-    return [_read_set(table, where, lexicon) for where, table in tables.items()]
+    sets = [_read_set(table, where, lexicon) for where, table in tables.items()]
+    names = [s.name for s in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise PropertyError(
+                f"{printable(path)} names two sets {name!r}; give each its own name."
+            )
+    return sets
 
 
 def _read_set(table: dict[str, Any], where: str, lexicon: Lexicon) -> ClassSet:
@@ -160,6 +167,8 @@ def _read_set(table: dict[str, Any], where: str, lexicon: Lexicon) -> ClassSet:
         raise PropertyError(f"{where} must have either classes or a suffix.")
     name = table.get("name") or where
     if classes is None:
+        if not table["suffix"]:
+            raise PropertyError(f"{where}: the suffix is empty; give an ending such as 's.")
         return ClassSet(name, suffix=table["suffix"])
     whole = isinstance(classes, dict)
     if isinstance(classes, list):

@@ -106,7 +106,7 @@ def property_(
     if output:
         check_output(output, inputs=[f for f in (result, properties, model) if f],
                      suffixes=(".png", ".svg", ".pdf"))  # fmt: skip
-    if own and group:
+    if own and group is not None:
         raise click.UsageError("--own and --group exclude each other; give one.")
     specs = _specs(properties, one)
     from mnemoscope.analyzer import open_result
@@ -239,8 +239,9 @@ def _directions(
         try:
             made = direction(spec, lexicon, members=members, skip_unknown=skip_unknown, seed=seed)
             inputs: tuple[str, ...]
-            if spec.group or group:
-                inputs = (str(spec.group or group),)
+            named = spec.group if spec.group is not None else group
+            if named is not None:
+                inputs = (named,)
             else:
                 inputs = own_inputs(made) if own else default_inputs(tree)
             found.append((made, inputs))

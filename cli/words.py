@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,6 +93,8 @@ def words(
     """
     if figure is not None:
         check_output(figure, inputs=what, suffixes=(".png", ".svg", ".pdf"))
+        if output is not None and os.path.realpath(output) == os.path.realpath(figure):
+            raise MnemoscopeError(f"{output} cannot be both the output and the figure; name two.")
     if len(what) == 2:
         if output is None:
             raise click.UsageError("Give -o FILE, where the measures of all types go.")

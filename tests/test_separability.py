@@ -152,6 +152,11 @@ class TestPairs:
             assert (np.bincount(pair)[np.unique(pair)] == 2).all()
             assert (np.bincount(pair, labels)[np.unique(pair)] == 1).all()
 
+    def test_as_few_as_there_may_be(self):
+        found = separability("few", *self.pairs(50.0, number=FEWEST), paired=True, permutations=2)
+        assert found.types == found.tested == 2 * FEWEST
+        assert found.accuracy > 0.7
+
     def test_families(self):
         """c, cs and css are one."""
         found = probe._pairs({"a": np.array([1, 2, 5]), "b": np.array([0, 1, 4])}, 6)
@@ -289,6 +294,11 @@ class TestSets:
             ("[[set]]\nclasses = 3", "classes must be a list"),
             ("[[set]]\ncolour = 3\nclasses = ['NN', 'VB']", "no key 'colour'"),
             ("set = [3]", "must be a table"),
+            ("[[set]]\nsuffix = ''", "the suffix is empty"),
+            (
+                "[[set]]\nname='x'\nsuffix='a'\n[[set]]\nname='x'\nsuffix='b'",
+                "two sets 'x'",
+            ),
         ],
     )
     def test_bad_files(self, tmp_path, text, said):

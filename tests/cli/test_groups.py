@@ -355,7 +355,8 @@ class TestAnalyze:
         ("options", "said"),
         [
             (["--groups", "g.toml"], "say which with --group-by"),
-            (["--group-by", "label"], "has no column label; it has upos, xpos, lemma, word"),
+            (["--group-by", "label"],
+             "has no column label; it has upos, xpos, lemma, word, feature:Number."),
             (["--group-by", "feature:Case"], "has the feature 'Case'; there are Number"),
             (["--group-by", "tags.tsv"], "is neither a column"),
             (["--group-by", "xpos", "--groups", "no.toml"], "There is no groups file no.toml"),

@@ -135,6 +135,7 @@ class TestProperty:
             (("--suffix", "ing"), "holds 0 word(s)"),
             ((*NUMBER, "--own", "--group", "NN"), "exclude each other"),
             ((*NUMBER, "--group", "JJ"), "no group 'JJ'"),
+            ((*NUMBER, "--group", ""), "no group ''"),
             ((*NUMBER, "--state", "gru"), "no state 'gru'"),
             ((*NUMBER, "-n", "0"), "Invalid value for '-n'"),
             ((*NUMBER, "--members", "some"), "Invalid value for '--members'"),

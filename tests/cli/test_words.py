@@ -101,6 +101,7 @@ def test_chosen_words_and_figures(folder):
         ([MODEL, "text.txt", "-o", "n.nc", "--min-count", "99"], "No type occurs 99 times"),
         ([MODEL, "text.txt", "-o", "text.txt"], "is also an input"),
         ([MODEL, "text.txt", "-o", "n.nc", "--figure", "f.png"], "choose with --state"),
+        ([MODEL, "text.txt", "-o", "f.png", "--figure", "./f.png"], "both the output and the fig"),
         ([MODEL, "text.txt", "-o", "n.nc", "--delays", "3", "--delay", "4"], "the largest is 3"),
     ],
 )
