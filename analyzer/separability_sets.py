@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ._files import printable
 from .errors import PropertyError
 from .lexicon import Lexicon, Members
 from .properties import members_of, sides
