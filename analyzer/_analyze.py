@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from . import _memory, _runtime
+from ._checkpoint import Checkpoint, follow, opened
 from ._device import DeviceProducts
 from ._files import printable
-from ._products import AHEAD, Products, Window, carried_states
+from ._products import AHEAD, Products, Window, carried_states, processors
 from ._shards import Carrier, Shard, positions_of, shards
 from ._states import States, Stepper
 from ._version import __version__
@@ -66,6 +67,9 @@ def analyze(
     groups: Groups | None = None,
     keep_blocks: int | None = None,
     scratch: str | os.PathLike[str] | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    checkpoint_every: float | None = None,
+    resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> xr.DataTree:
@@ -97,6 +101,12 @@ def analyze(
             together need more.
         scratch: Folder for a temporary file that holds sums of more than 1 GiB; default that of
             temporary files.
+        checkpoint: File that the sums are kept in now and then, so that a run that was ended can
+            go on; default none. It stays there: remove it when the result is saved. Or a
+            `Checkpoint` that has been entered, which the two options below do not concern.
+        checkpoint_every: Seconds between checkpoints; default 60; 0 means never.
+        resume: Go on from the checkpoint if it is there. The result is bit by bit that of a run
+            which nothing ended.
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
 
@@ -122,38 +132,39 @@ def analyze(
             f"The groups are those of {chosen.positions} positions; the corpus has {len(corpus)}."
         )
     result.check_group_names(list(chosen.names))
-    run = Run(
-        model,
-        corpus,
-        delays=delays,
-        states=states,
-        method=method,
-        precision=precision,
-        provider=provider,
-        step=step,
-        memory=memory,
-        tf32=tf32,
-        threads=threads,
-        scratch=tempfile.gettempdir() if scratch is None else scratch,
-        report=report,
-    )
-    result.check_state_names(list(run.sizes))
-    layout = plan(len(corpus), run.delays, blocks=blocks, positions=positions, seed=seed)
-    require_followed(chosen, layout.block >= 0)
-    if positions is not None and positions >= len(corpus):
-        say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
-    keep_blocks = _BLOCK_GRADIENT_LIMIT if keep_blocks is None else keep_blocks
-    after = result.bytes_needed(
-        len(chosen), layout.blocks, run.delays + 1, run.cells, run.step.dtype, keep_blocks
-    )
-    found = run.sums(layout, chosen, after, progress)
+    with opened(checkpoint, checkpoint_every, resume, report) as kept:
+        run = Run(
+            model,
+            corpus,
+            delays=delays,
+            states=states,
+            method=method,
+            precision=precision,
+            provider=provider,
+            step=step,
+            memory=memory,
+            tf32=tf32,
+            threads=threads,
+            scratch=tempfile.gettempdir() if scratch is None else scratch,
+            report=report,
+        )
+        result.check_state_names(list(run.sizes))
+        layout = plan(len(corpus), run.delays, blocks=blocks, positions=positions, seed=seed)
+        require_followed(chosen, layout.block >= 0)
+        if positions is not None and positions >= len(corpus):
+            say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
+        keep_blocks = _BLOCK_GRADIENT_LIMIT if keep_blocks is None else keep_blocks
+        after = result.bytes_needed(
+            len(chosen), layout.blocks, run.delays + 1, run.cells, run.step.dtype, keep_blocks
+        )
+        found = run.sums(layout, chosen, after, progress, kept)
     attributes = {
         **run.attributes,
         "positions": layout.inputs,
         "stretches": len(layout.stretches),
         "blocks": layout.blocks,
         "seed": seed,
-        "wall_seconds": time.monotonic() - began,
+        "wall_seconds": time.monotonic() - began + (kept.seconds_before if kept else 0.0),
     }
     return result.build(
         found,
@@ -226,7 +237,8 @@ class Run:
             )
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._method, self._step_width = model, corpus, method, step
-        self._budget, self._tf32, self._threads = _memory.allowed(memory), bool(tf32), threads
+        self._budget, self._tf32 = _memory.allowed(memory), bool(tf32)
+        self._threads = threads or processors()
         self._scratch = scratch
         self._linear: Linearization | None = None
         self.embeddings = model.embeddings_in(self.step.dtype)
@@ -260,6 +272,7 @@ class Run:
         groups: Groups,
         after: int = 0,
         progress: Callable[[int, int], None] | None = None,
+        kept: Checkpoint | None = None,
     ) -> dict[str, Sums]:
         """Follow the positions of a plan.
 
@@ -268,12 +281,16 @@ class Run:
             groups: The classes that they belong to.
             after: Bytes that the caller will need while it holds the sums.
             progress: Called with positions done and in all.
+            kept: The checkpoint to go on from and to keep up to date.
 
         Raises:
             MnemoscopeError: They need too much memory, or their Jacobians overflow.
         """
         job = self.job(layout, groups, after)
-        job.follow(job.shards, job.carrier(), progress)
+        if kept is None:
+            job.follow(job.shards, job.carrier(), progress)
+        else:
+            follow(job, kept, self.key(layout, groups), progress, self._say)
         found = job.sums.result()
         if not all(map(_finite, found.values())):
             raise MnemoscopeError(
@@ -299,6 +316,29 @@ class Run:
                            groups, products.parts, self._scratch)  # fmt: skip
         stepper = Stepper(step, self.embeddings, self._provider)
         return Job(self._corpus, self.shards(layout, groups), products, sums, stepper)
+
+    def key(self, layout: Plan, groups: Groups) -> dict[str, Any]:
+        """All that the sums of a plan depend on, bit by bit, but for the machine."""
+        linear = self._linearization()
+        cut = [(s.begin, s.end, s.read) for s in self.shards(layout, groups)]
+        return {
+            "model": self._model.sha256,
+            "corpus": _hash(self._corpus.ids),
+            "groups": _hash(groups.start, groups.group, *groups.names),
+            "positions": layout.inputs,
+            "blocks": layout.blocks,
+            "delays": self.delays,
+            "states": list(self.sizes),
+            "method": linear.method,
+            "step": self._step_width,
+            "precision": str(self.step.dtype),
+            "provider": self._provider,
+            "tf32": self._tf32,
+            "threads": self._threads if self._provider == _runtime.CPU else None,
+            "sample and halves (--seed)": _hash(layout.block, layout.half, np.array(cut)),
+            **_versions(),
+            "scipy": version("scipy"),  # whose matrix products these are
+        }
 
     @property
     def cells(self) -> int:
@@ -577,6 +617,18 @@ def _vocabulary_hash(model: MemoryModel) -> str | None:
         return None
     text = json.dumps(model.vocabulary.tokens, ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _hash(*parts: np.ndarray | str) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        data = (
+            part.encode("utf-8", "surrogatepass")
+            if isinstance(part, str)
+            else np.ascontiguousarray(part).tobytes()
+        )
+        found.update(len(data).to_bytes(8, "little") + data)
+    return found.hexdigest()
 
 
 def _versions() -> dict[str, str]:
