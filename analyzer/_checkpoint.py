@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ._files import printable, replacing
+from ._files import printable, replacing, temporary_of
 from ._memory import shown
 from .errors import CheckpointError
 
@@ -99,6 +99,7 @@ class Checkpoint:
 
     def __enter__(self) -> Checkpoint:
         try:
+            self.path.parent.stat()  # or the lock would make the folder
             self._lock.acquire(timeout=_PATIENCE)
         except Timeout as error:
             raise CheckpointError(
@@ -117,6 +118,8 @@ class Checkpoint:
                     "finished. Add --resume (from Python: resume=True) to go on with it, or "
                     "delete the file to start again."
                 )
+            with suppress(FileNotFoundError):  # of a run that was killed as it wrote
+                temporary_of(self.path).unlink()
         except BaseException:
             self._release()
             raise
@@ -261,7 +264,8 @@ class Checkpoint:
         return _Reading(self.path, self._name)
 
     def _values(self, file: zipfile.ZipFile) -> dict[str, np.ndarray]:
-        names = [n for n in file.namelist() if n.startswith(f"{_VALUES}/")]
+        # Whatever is not known to be something else, so that a damaged name is seen.
+        names = [n for n in file.namelist() if n != _KEY and not n.startswith(f"{_TOTALS}/")]
         return {n.removeprefix(f"{_VALUES}/").removesuffix(".npy"): _get(file, n) for n in names}
 
     def _compare(self, key: dict[str, Any], of_file: dict[str, Any]) -> None:

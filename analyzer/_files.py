@@ -27,8 +27,10 @@ def replacing(path: str | os.PathLike[str], *, lasting: bool = False) -> Iterato
             this keeps others from writing to `path` meanwhile.
     """
     final = Path(os.path.realpath(path))
-    temporary = final.with_name(
-        f".{final.name}.tmp" if lasting else f".{final.stem[:100]}.{os.getpid()}.tmp{final.suffix}"
+    temporary = (
+        temporary_of(final)
+        if lasting
+        else final.with_name(f".{final.stem[:100]}.{os.getpid()}.tmp{final.suffix}")
     )
     announce(unfinished=os.fspath(temporary))
     try:
@@ -42,6 +44,11 @@ def replacing(path: str | os.PathLike[str], *, lasting: bool = False) -> Iterato
         with suppress(FileNotFoundError):
             temporary.unlink()
         announce(finished=os.fspath(temporary))
+
+
+def temporary_of(path: Path) -> Path:
+    """The name under which a lasting file is written before it is moved to `path`."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _to_disk(path: Path) -> None:
