@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -273,6 +273,8 @@ class Run:
         after: int = 0,
         progress: Callable[[int, int], None] | None = None,
         kept: Checkpoint | None = None,
+        key: Mapping[str, Any] | None = None,
+        restore: bool = True,
     ) -> dict[str, Sums]:
         """Follow the positions of a plan.
 
@@ -282,6 +284,8 @@ class Run:
             after: Bytes that the caller will need while it holds the sums.
             progress: Called with positions done and in all.
             kept: The checkpoint to go on from and to keep up to date.
+            key: What the run is; default the `key` of the plan.
+            restore: Whether the checkpoint, if there, is of this plan.
 
         Raises:
             MnemoscopeError: They need too much memory, or their Jacobians overflow.
@@ -290,7 +294,8 @@ class Run:
         if kept is None:
             job.follow(job.shards, job.carrier(), progress)
         else:
-            follow(job, kept, self.key(layout, groups), progress, self._say)
+            key = self.key(layout, groups) if key is None else key
+            follow(job, kept, key, progress, self._say, restore=restore)
         found = job.sums.result()
         if not all(map(_finite, found.values())):
             raise MnemoscopeError(
@@ -323,8 +328,8 @@ class Run:
         cut = [(s.begin, s.end, s.read) for s in self.shards(layout, groups)]
         return {
             "model": self._model.sha256,
-            "corpus": _hash(self._corpus.ids),
-            "groups": _hash(groups.start, groups.group, *groups.names),
+            "corpus": hashed(self._corpus.ids),
+            "groups": hashed(groups.start, groups.group, *groups.names),
             "positions": layout.inputs,
             "blocks": layout.blocks,
             "delays": self.delays,
@@ -335,7 +340,7 @@ class Run:
             "provider": self._provider,
             "tf32": self._tf32,
             "threads": self._threads if self._provider == _runtime.CPU else None,
-            "sample and halves (--seed)": _hash(layout.block, layout.half, np.array(cut)),
+            "sample and halves (--seed)": hashed(layout.block, layout.half, np.array(cut)),
             **_versions(),
             "scipy": version("scipy"),  # whose matrix products these are
         }
@@ -619,7 +624,8 @@ def _vocabulary_hash(model: MemoryModel) -> str | None:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def _hash(*parts: np.ndarray | str) -> str:
+def hashed(*parts: np.ndarray | str) -> str:
+    """SHA-256 of arrays and texts, one after another."""
     found = hashlib.sha256()
     for part in parts:
         data = (

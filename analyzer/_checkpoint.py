@@ -225,13 +225,15 @@ class Checkpoint:
         self._failing = False
         return True
 
-    def values(self) -> dict[str, np.ndarray]:
-        """The small arrays of the file.
+    def values(self, key: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """The small arrays of the file, with those of `found_before`.
 
         Raises:
-            CheckpointError: The file is damaged, or another's.
+            CheckpointError: The file is damaged, or of another run than `key` says.
         """
-        with self._reading() as (file, _):
+        with self._reading() as (file, of_file):
+            if key is not None:
+                self._compare(_described(key), of_file)
             return self._values(file)
 
     def restore(

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ._analyze import Run
+from ._analyze import Run, hashed
+from ._checkpoint import Checkpoint, later, opened
 from ._products import processors
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError, ResultError
@@ -59,6 +60,9 @@ def analyze_words(
     words: Sequence[str] | None = None,
     frequencies: Mapping[str, int] | None = None,
     seed: int = 0,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    checkpoint_every: float | None = None,
+    resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[str], None] | None = None,
     **options: Any,
@@ -78,6 +82,9 @@ def analyze_words(
         words: Only these types, however rare; None means all.
         frequencies: Type → its frequency in the training text; default that in the corpus.
         seed: Of the halves and of the drawing.
+        checkpoint: As `analyze` takes it, and so are the next two.
+        checkpoint_every: Seconds.
+        resume: Go on. The passes are those of the run that was ended, whatever memory is free.
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
         options: As `analyze` takes them: ``delays``, ``states``, ``method``, ``precision``,
@@ -96,43 +103,50 @@ def analyze_words(
     types = _types(model, corpus, min_count, words)
     rng = np.random.default_rng(seed)
     places = _places(corpus.ids, types, max_count, rng)
-    run = Run(model, corpus, report=report, **options)
-    result.check_state_names(list(run.sizes))
-    counts = np.array([len(p) for p in places])
-    passes = list(_passes(run, counts))
-    say(
-        f"{len(types):,} types, {counts.sum():,} occurrences, in {len(passes)} pass"
-        f"{'es' * (len(passes) > 1)} over the corpus."
-    )
-    whitening = whiten(model.embeddings)
-    shape = (len(result.NORMALIZATIONS), len(types), run.delays + 1)
-    found = {state: {n: np.full(shape, np.nan) for n in _MEASURES} for state in run.sizes}
-    held = np.zeros(shape[1:], np.int64)
-    plans = [_plan(places, members, len(corpus), run.delays, rng) for members in passes]
-    work = [run.work(layout, groups) for layout, groups in plans]
-    for i, (members, (layout, groups)) in enumerate(zip(passes, plans, strict=True)):
-        before = sum(work[:i])
-        sums = run.sums(layout, groups, progress=_later(progress, before, sum(work)))
-        held[members] = next(iter(sums.values())).block_count[0]
-        for state, of_state in sums.items():
-            for name, values in _measures(of_state, whitening.D).items():
-                found[state][name][:, members] = values
-        del sums
+    with opened(checkpoint, checkpoint_every, resume, report) as kept:
+        run = Run(model, corpus, report=report, **options)
+        result.check_state_names(list(run.sizes))
+        counts = np.array([len(p) for p in places])
+        begun = kept.values() if kept and kept.resumes else {}
+        passes = list(_passes(run, counts, begun.get("passes")))
+        say(
+            f"{len(types):,} types, {counts.sum():,} occurrences, in {len(passes)} pass"
+            f"{'es' * (len(passes) > 1)} over the corpus."
+        )
+        whitening = whiten(model.embeddings)
+        shape = (len(result.NORMALIZATIONS), len(types), run.delays + 1)
+        found = {state: {n: np.full(shape, np.nan) for n in _MEASURES} for state in run.sizes}
+        held = np.zeros(shape[1:], np.int64)
+        plans = [_plan(places, members, len(corpus), run.delays, rng) for members in passes]
+        keys = [
+            {**run.key(layout, groups), "seed": seed, "types": hashed(types, *places), "pass": i}
+            for i, (layout, groups) in enumerate(plans)
+        ]
+        measured = {f"{n}/{i}": a for i, of in enumerate(found.values()) for n, a in of.items()}
+        measured["held"] = held
+        first = int(begun.get("pass", 0))
+        if kept and begun:
+            begun = kept.values(keys[first])
+            for name, array in measured.items():
+                array[...] = begun[name]
+        work = [run.work(layout, groups) for layout, groups in plans]
+        for i in range(first, len(passes)):
+            if kept:
+                sizes = np.array([len(members) for members in passes])
+                kept.found_before = {**measured, "passes": sizes, "pass": np.array(i)}
+            sums = run.sums(*plans[i], progress=later(progress, sum(work[:i]), sum(work)),
+                            kept=kept, key=keys[i], restore=i == first)  # fmt: skip
+            held[passes[i]] = next(iter(sums.values())).block_count[0]
+            for state, of_state in sums.items():
+                for name, values in _measures(of_state, whitening.D).items():
+                    found[state][name][:, passes[i]] = values
+            del sums
     of_text = count_types(corpus, model) if frequencies is None else frequencies
     return _build(model, run, types, counts, held, found, of_text, {
         **run.attributes, "seed": seed, "min_count": min_count, "max_count": max_count,
-        "passes": len(passes), "wall_seconds": time.monotonic() - began,
+        "passes": len(passes),
+        "wall_seconds": time.monotonic() - began + (kept.seconds_before if kept else 0.0),
     })  # fmt: skip
-
-
-def _later(
-    progress: Callable[[int, int], None] | None, before: int, total: int
-) -> Callable[[int, int], None] | None:
-    """Progress of one pass as part of all."""
-    if progress is None:
-        return None
-    tell = progress
-    return lambda done, _: tell(before + done, total)
 
 
 def _types(
@@ -188,9 +202,15 @@ def _places(
     return [p if len(p) <= max_count else np.sort(rng.choice(p, max_count, False)) for p in places]
 
 
-def _passes(run: Run, counts: np.ndarray) -> Iterator[np.ndarray]:
-    """Numbers of the types of each pass, as many as memory holds, those like in number together."""
+def _passes(run: Run, counts: np.ndarray, sizes: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Numbers of the types of each pass, those like in number together.
+
+    As many as memory holds, or as many as `sizes` says.
+    """
     order = np.argsort(-counts, kind="stable")
+    if sizes is not None:
+        yield from np.split(order, np.cumsum(sizes)[:-1])
+        return
     frequent = int((counts > _FREQUENT).sum())
     for part in (order[:frequent], order[frequent:]):
         while part.size:
