@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from . import _memory, _runtime
+from ._checkpoint import Checkpoint, follow, opened
 from ._device import DeviceProducts
 from ._files import printable
 from ._pipeline import AHEAD, processors
@@ -71,6 +72,9 @@ def analyze(
     groups: Groups | None = None,
     keep_blocks: int | None = None,
     scratch: str | os.PathLike[str] | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    checkpoint_every: float | None = None,
+    resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> xr.DataTree:
@@ -105,6 +109,12 @@ def analyze(
             together need more.
         scratch: Folder for a temporary file that holds sums of more than 1 GiB; default that of
             temporary files. One that is itself held in memory (tmpfs) is not used.
+        checkpoint: File that the sums are kept in now and then, so that a run that was ended can
+            go on; default none. It stays there: remove it when the result is saved. Or a
+            `Checkpoint` that has been entered, which the two options below do not concern.
+        checkpoint_every: Seconds between checkpoints; default 60; 0 means never.
+        resume: Go on from the checkpoint if it is there. The result is bit by bit that of a run
+            which nothing ended.
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
 
@@ -130,40 +140,41 @@ def analyze(
             f"The groups are those of {chosen.positions} positions; the corpus has {len(corpus)}."
         )
     result.check_group_names(list(chosen.names))
-    run = Run(
-        model,
-        corpus,
-        delays=delays,
-        states=states,
-        method=method,
-        precision=precision,
-        provider=provider,
-        step=step,
-        memory=memory,
-        tf32=tf32,
-        threads=threads,
-        sketch=sketch,
-        seed=seed,
-        scratch=tempfile.gettempdir() if scratch is None else scratch,
-        report=report,
-    )
-    result.check_state_names(list(run.sizes))
-    layout = plan(len(corpus), run.delays, blocks=blocks, positions=positions, seed=seed)
-    chosen = those_followed(chosen, layout.block >= 0, report)
-    if positions is not None and positions >= len(corpus):
-        say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
-    keep_blocks = _BLOCK_GRADIENT_LIMIT if keep_blocks is None else keep_blocks
-    after = result.bytes_needed(
-        len(chosen), layout.blocks, run.delays + 1, run.cells, run.step.dtype, keep_blocks
-    )
-    found = run.sums(layout, chosen, after, progress)
+    with opened(checkpoint, checkpoint_every, resume, report) as kept:
+        run = Run(
+            model,
+            corpus,
+            delays=delays,
+            states=states,
+            method=method,
+            precision=precision,
+            provider=provider,
+            step=step,
+            memory=memory,
+            tf32=tf32,
+            threads=threads,
+            sketch=sketch,
+            seed=seed,
+            scratch=tempfile.gettempdir() if scratch is None else scratch,
+            report=report,
+        )
+        result.check_state_names(list(run.sizes))
+        layout = plan(len(corpus), run.delays, blocks=blocks, positions=positions, seed=seed)
+        chosen = those_followed(chosen, layout.block >= 0, report)
+        if positions is not None and positions >= len(corpus):
+            say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
+        keep_blocks = _BLOCK_GRADIENT_LIMIT if keep_blocks is None else keep_blocks
+        after = result.bytes_needed(
+            len(chosen), layout.blocks, run.delays + 1, run.cells, run.step.dtype, keep_blocks
+        )
+        found = run.sums(layout, chosen, after, progress, kept)
     attributes = {
         **run.attributes,
         "positions": layout.inputs,
         "stretches": len(layout.stretches),
         "blocks": layout.blocks,
         "seed": seed,
-        "wall_seconds": time.monotonic() - began,
+        "wall_seconds": time.monotonic() - began + (kept.seconds_before if kept else 0.0),
     }
     return result.build(
         found,
@@ -240,7 +251,8 @@ class Run:
             )
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._method, self._step_width = model, corpus, method, step
-        self._budget, self._tf32, self._threads = _memory.allowed(memory), bool(tf32), threads
+        self._budget, self._tf32 = _memory.allowed(memory), bool(tf32)
+        self._threads = threads or processors()
         # A file that lies in memory saves none.
         self._volatile = scratch is not None and _memory.holds(scratch)
         self._scratch, self._side = None if self._volatile else scratch, side
@@ -278,6 +290,9 @@ class Run:
         groups: Groups,
         after: int = 0,
         progress: Callable[[int, int], None] | None = None,
+        kept: Checkpoint | None = None,
+        key: Mapping[str, Any] | None = None,
+        restore: bool = True,
     ) -> dict[str, Sums]:
         """Follow the positions of a plan.
 
@@ -286,12 +301,19 @@ class Run:
             groups: The classes that they belong to.
             after: Bytes that the caller will need while it holds the sums.
             progress: Called with positions done and in all.
+            kept: The checkpoint to go on from and to keep up to date.
+            key: What the run is; default the `key` of the plan.
+            restore: Whether the checkpoint, if there, is of this plan.
 
         Raises:
             MnemoscopeError: They need too much memory, or their Jacobians overflow.
         """
         job = self.job(layout, groups, after)
-        job.follow(job.shards, job.carrier(), progress)
+        if kept is None:
+            job.follow(job.shards, job.carrier(), progress)
+        else:
+            key = self.key(layout, groups) if key is None else key
+            follow(job, kept, key, progress, self._say, restore=restore)
         found = job.sums.result()
         if self._sketch is not None:
             for of_state in found.values():
@@ -322,6 +344,31 @@ class Run:
                            isinstance(products, RowProducts))  # fmt: skip
         stepper = Stepper(step, self.embeddings, self._provider)
         return Job(self._corpus, self.shards(layout, groups), products, sums, stepper)
+
+    def key(self, layout: Plan, groups: Groups) -> dict[str, Any]:
+        """All that the sums of a plan depend on, bit by bit, but for the machine."""
+        linear = self._linearization()
+        cut = [(s.begin, s.end, s.read) for s in self.shards(layout, groups)]
+        return {
+            "model": self._model.sha256,
+            "corpus": hashed(self._corpus.ids),
+            "groups": hashed(groups.start, groups.group, *groups.names),
+            "positions": layout.inputs,
+            "blocks": layout.blocks,
+            "delays": self.delays,
+            "states": list(self.sizes),
+            "method": linear.method,
+            "step": self._step_width,
+            "precision": str(self.step.dtype),
+            "provider": self._provider,
+            "tf32": self._tf32,
+            "threads": self._threads if self._provider == _runtime.CPU else None,
+            "sketch": self._sketch and self._sketch.named,
+            "rows": self._by_rows(linear, layout),
+            "sample and halves (--seed)": hashed(layout.block, layout.half, np.array(cut)),
+            **_versions(),
+            "scipy": version("scipy"),  # whose matrix products these are
+        }
 
     @property
     def cells(self) -> int:
@@ -649,6 +696,19 @@ def _vocabulary_hash(model: MemoryModel) -> str | None:
         return None
     text = json.dumps(model.vocabulary.tokens, ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def hashed(*parts: np.ndarray | str) -> str:
+    """SHA-256 of arrays and texts, one after another."""
+    found = hashlib.sha256()
+    for part in parts:
+        data = (
+            part.encode("utf-8", "surrogatepass")
+            if isinstance(part, str)
+            else np.ascontiguousarray(part).tobytes()
+        )
+        found.update(len(data).to_bytes(8, "little") + data)
+    return found.hexdigest()
 
 
 def _versions() -> dict[str, str]:

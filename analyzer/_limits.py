@@ -25,8 +25,9 @@ def watch_with(watcher: Watcher | None) -> None:
     """Tell `watcher` from now on what is done.
 
     Announced are ``{"limit": seconds, "what": work}`` as work begins, with 0 seconds at its end,
-    and ``{"unfinished": path}`` before a file is written under a temporary name, with
-    ``{"finished": path}`` when that name is gone.
+    ``{"unfinished": path}`` before a file is written under a temporary name, with
+    ``{"finished": path}`` when that name is gone, and ``{"interrupted": True}`` when a SIGINT has
+    come after which the work goes on to its next checkpoint.
     """
     global _watcher
     _watcher = watcher

@@ -110,6 +110,11 @@ class Carrier:
         self._position = position
         return self._states
 
+    @property
+    def known(self) -> tuple[int, States]:
+        """The last position whose states are known, and they."""
+        return self._position, self._states
+
     def know(self, position: int, states: States) -> None:
         """Take states that somebody else found on the way."""
         if position > self._position:

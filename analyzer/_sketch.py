@@ -45,6 +45,11 @@ class Sketch:
         self._seed = seed
         self._decks: dict[int, tuple[int, np.ndarray]] = {}  # of each part the last one
 
+    @property
+    def named(self) -> str:
+        """What tells it from others of the same space and threads."""
+        return f"{sum(self.hands)} directions, seed {self._seed}"
+
     def of(self, part: int, position: int) -> np.ndarray:
         """Directions of an input, counted from the first of the part.
 

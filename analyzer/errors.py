@@ -43,3 +43,7 @@ class GroupError(MnemoscopeError):
 
 class PropertyError(MnemoscopeError):
     """A property that cannot be formed from a result, or a file of them that cannot be read."""
+
+
+class CheckpointError(MnemoscopeError):
+    """A checkpoint that cannot be written, read or gone on from, or that another run holds."""

@@ -263,6 +263,20 @@ class Accumulator:
         for target in self._targets.values():
             target.flush()
 
+    @property
+    def totals(self) -> dict[str, np.ndarray]:
+        """All that has been added, after `flush`; what is written here counts as added."""
+        return {
+            "block_sum": self._block_sum,
+            "block_count": self._block_count,
+            "half_sum": self._half_sum,
+            "half_count": self._half_count,
+        }
+
+    def release(self) -> None:
+        """Let totals that a file holds leave memory until they are needed."""
+        self._held.release()
+
     def result(self) -> dict[str, Sums]:
         """The sums so far, per state."""
         self.flush()

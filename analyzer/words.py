@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ._analyze import Run
+from ._analyze import Run, hashed
+from ._checkpoint import Checkpoint, opened
 from ._pipeline import processors
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError, ResultError
@@ -67,6 +68,9 @@ def analyze_words(
     words: Sequence[str] | None = None,
     frequencies: Mapping[str, int] | None = None,
     seed: int = 0,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    checkpoint_every: float | None = None,
+    resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[str], None] | None = None,
     **options: Any,
@@ -86,6 +90,9 @@ def analyze_words(
         words: Only these types, however rare; None means all.
         frequencies: Type → its frequency in the training text; default that in the corpus.
         seed: Of the halves and of the drawing.
+        checkpoint: As `analyze` takes it, and so are the next two.
+        checkpoint_every: Seconds.
+        resume: Go on. The passes are those of the run that was ended, whatever memory is free.
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
         options: As `analyze` takes them: ``delays``, ``states``, ``method``, ``precision``,
@@ -104,34 +111,53 @@ def analyze_words(
     types = _types(model, corpus, min_count, words)
     rng = np.random.default_rng(seed)
     places = _places(corpus.ids, types, max_count, rng)
-    run = Run(model, corpus, report=report, **options)
-    result.check_state_names(list(run.sizes))
-    counts = np.array([len(p) for p in places])
-    working = processors() * sum(
-        _working(units, run.step.embedding_size, run.delays + 1) for units in run.sizes.values()
-    )
-    passes = list(_passes(run, counts, working))
-    say(
-        f"{len(types):,} types, {counts.sum():,} occurrences, in {len(passes)} pass"
-        f"{'es' * (len(passes) > 1)} over the corpus."
-    )
-    whitening = whiten(model.embeddings)
-    shape = (len(result.NORMALIZATIONS), len(types), run.delays + 1)
-    found = {state: {n: np.full(shape, np.nan) for n in _MEASURES} for state in run.sizes}
-    held = np.zeros(shape[1:], np.int64)
-    work = [_steps(_stretches(places, members, run.delays), run.delays) for members in passes]
-    for i, members in enumerate(passes):  # a plan is as long as the corpus; held one at a time
-        layout, groups = _plan(places, members, len(corpus), run.delays, rng)
-        sums = run.sums(layout, groups, working, _later(progress, work, i))
-        held[members] = next(iter(sums.values())).block_count[0]
-        for state, of_state in sums.items():
-            for name, values in _measures(of_state, whitening.D).items():
-                found[state][name][:, members] = values
-        del sums
+    with opened(checkpoint, checkpoint_every, resume, report) as kept:
+        run = Run(model, corpus, report=report, **options)
+        result.check_state_names(list(run.sizes))
+        counts = np.array([len(p) for p in places])
+        working = processors() * sum(
+            _working(units, run.step.embedding_size, run.delays + 1) for units in run.sizes.values()
+        )
+        begun = kept.values() if kept and kept.resumes else {}
+        passes = list(_passes(run, counts, working, begun.get("passes")))
+        say(
+            f"{len(types):,} types, {counts.sum():,} occurrences, in {len(passes)} pass"
+            f"{'es' * (len(passes) > 1)} over the corpus."
+        )
+        whitening = whiten(model.embeddings)
+        shape = (len(result.NORMALIZATIONS), len(types), run.delays + 1)
+        found = {state: {n: np.full(shape, np.nan) for n in _MEASURES} for state in run.sizes}
+        held = np.zeros(shape[1:], np.int64)
+        measured = {f"{n}/{i}": a for i, of in enumerate(found.values()) for n, a in of.items()}
+        measured["held"] = held
+        first, named = int(begun.get("pass", 0)), hashed(types, *places)
+        work = [_steps(_stretches(places, members, run.delays), run.delays) for members in passes]
+        for i, members in enumerate(passes):
+            # A plan is as long as the corpus, so they are held one at a time; those of passes that
+            # are done are made all the same, for the random numbers that they take.
+            layout, groups = _plan(places, members, len(corpus), run.delays, rng)
+            if i < first:
+                continue
+            key = {**run.key(layout, groups), "seed": seed, "types": named, "pass": i}
+            if kept:
+                if begun and i == first:
+                    begun = kept.values(key)
+                    for name, array in measured.items():
+                        array[...] = begun[name]
+                sizes = np.array([len(members) for members in passes])
+                kept.found_before = {**measured, "passes": sizes, "pass": np.array(i)}
+            sums = run.sums(layout, groups, working, _later(progress, work, i), kept, key,
+                            restore=i == first)  # fmt: skip
+            held[members] = next(iter(sums.values())).block_count[0]
+            for state, of_state in sums.items():
+                for name, values in _measures(of_state, whitening.D).items():
+                    found[state][name][:, members] = values
+            del sums
     of_text = count_types(corpus, model) if frequencies is None else frequencies
     return _build(model, run, types, counts, held, found, of_text, {
         **run.attributes, "seed": seed, "min_count": min_count, "max_count": max_count,
-        "passes": len(passes), "wall_seconds": time.monotonic() - began,
+        "passes": len(passes),
+        "wall_seconds": time.monotonic() - began + (kept.seconds_before if kept else 0.0),
     })  # fmt: skip
 
 
@@ -203,15 +229,21 @@ def _places(
     return [p if len(p) <= max_count else np.sort(rng.choice(p, max_count, False)) for p in places]
 
 
-def _passes(run: Run, counts: np.ndarray, working: int) -> Iterator[np.ndarray]:
-    """Numbers of the types of each pass, as many as memory holds, those like in number together.
+def _passes(
+    run: Run, counts: np.ndarray, working: int, sizes: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Numbers of the types of each pass, those like in number together.
 
     Args:
-        run: Says how many that are.
+        run: Says how many memory holds.
         counts: ``[type]``, occurrences that are followed.
         working: Bytes that the measures take while the sums are held.
+        sizes: How many types each pass has, where that is settled.
     """
     order = np.argsort(-counts, kind="stable")
+    if sizes is not None:
+        yield from np.split(order, np.cumsum(sizes)[:-1])
+        return
     frequent = int((counts > _FREQUENT).sum())
     for part in (order[:frequent], order[frequent:]):
         while part.size:

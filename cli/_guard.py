@@ -15,8 +15,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -28,6 +28,7 @@ _LAST_PATIENCE = 5.0  # seconds that a child has to end when the system asks it 
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP")
 _CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSYS", "SIGTRAP")
 _STATUS = 2
+_FINISHING = b"Finishing the step at hand; press Ctrl-C again to stop at once.\n"
 _ADVICE = (
     "The file is damaged, or made for another purpose; check it with onnx.checker, or export "
     "the model again."
@@ -77,6 +78,37 @@ def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def finishing() -> Iterator[Callable[[], bool]]:
+    """Let the first SIGINT ask the body to end by itself; the second interrupts it.
+
+    Gives what tells the body whether it is asked to.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which has no signal handlers
+        yield lambda: False
+        return
+    from mnemoscope.analyzer import _limits
+
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            _interrupt(number, frame)
+        asked = True
+        _limits.announce(interrupted=True)  # the parent need not hand it on
+        os.write(2, _FINISHING)  # at once: what writes to sys.stderr may be in the midst of it
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        # Whoever has pressed Ctrl-C waits for the end already.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if asked else before)
+    if asked:  # too late for the body to see it
+        raise KeyboardInterrupt
+
+
 def _leave(number: int, frame: Any) -> NoReturn:
     """Once: what is being written is taken away on the way out."""
     signal.signal(number, signal.SIG_IGN)
@@ -100,6 +132,8 @@ class _Child:
         pending: Signals that came and are not handed on yet.
         asked: The last signal handed on that ends a process, and when.
         unfinished: Files that it is writing under temporary names.
+        interrupted: Whether a SIGINT was handed on.
+        heard: When it said that a SIGINT had reached it, which may yet have to reach this process.
     """
 
     process: int
@@ -107,11 +141,21 @@ class _Child:
     pending: list[int] = field(default_factory=list)
     asked: tuple[int, float] | None = None
     unfinished: set[str] = field(default_factory=set)
+    interrupted: bool = False
+    heard: float | None = None
+
+    def take(self, number: int) -> None:
+        """Of the signals of a terminal, the child may have told of its own before."""
+        heard, self.heard = self.heard, None if number == signal.SIGINT else self.heard
+        if number != signal.SIGINT or heard is None or time.monotonic() - heard > _PATIENCE:
+            self.pending.append(number)
 
     def hand_on(self) -> None:
         number = self.pending.pop()
         os.kill(self.process, number)
-        if number != signal.SIGINT:
+        if number == signal.SIGINT:
+            self.interrupted = True
+        else:
             self.asked = self.asked or (number, time.monotonic())
 
     def end_if_deaf(self) -> None:
@@ -123,13 +167,19 @@ class _Child:
         if "unfinished" in news:
             self.unfinished.add(news["unfinished"])
         self.unfinished.discard(news.get("finished", ""))
+        # Once at most: a child that goes on after a SIGINT must not take the same for a second.
+        if "interrupted" in news and not self.interrupted:
+            if signal.SIGINT in self.pending:
+                self.pending.remove(signal.SIGINT)
+            else:
+                self.heard = time.monotonic()
 
 
 def _watch(process: int, told: int) -> NoReturn:
     """Wait for the child, and leave as it left."""
     child = _Child(process, told)
     for name in _FORWARDED:
-        signal.signal(getattr(signal, name), lambda number, frame: child.pending.append(number))
+        signal.signal(getattr(signal, name), lambda number, frame: child.take(number))
     try:
         problem = _supervise(child)
     except MnemoscopeError as error:
@@ -185,6 +235,8 @@ def _supervise(child: _Child) -> str | None:
                 if time.monotonic() - since > _PATIENCE:
                     child.hand_on()
                     since = None
+            else:
+                since = None
             child.end_if_deaf()
             used = process.memory_info().rss
             if used > most:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ._analysis import Finite, analysis_options, check_step, in_bytes, progress_of
+from ._keeping import checkpoint_options, keeping
 from ._lazy import example
 from ._output import check_output, output_option
 
@@ -23,6 +24,7 @@ _NAMED = 4  # classes at each end of the summary
         "mnemoscope analyze model.onnx corpus.txt -o result.nc",
         "mnemoscope analyze model.onnx corpus.txt -o quick.nc --positions 2000 --state lstm0.c",
         "mnemoscope analyze model.onnx treebank.conllu -o classes.nc --group-by upos",
+        "mnemoscope analyze model.onnx corpus.txt -o result.nc --resume",
     )
 )
 @click.argument("model")
@@ -55,6 +57,7 @@ _NAMED = 4  # classes at each end of the summary
     help="Follow K random directions of the embedding space for each position: faster, with larger "
     "standard errors.  [all]",
 )
+@checkpoint_options
 @analysis_options()
 def analyze(
     model: str,
@@ -67,6 +70,8 @@ def analyze(
     group_by: str | None,
     unions: str | None,
     keep_blocks: float | None,
+    checkpoint_every: float | None,
+    resume: bool,
     **options: Any,
 ) -> None:
     """Measure how long MODEL remembers the words of CORPUS.
@@ -74,6 +79,9 @@ def analyze(
     MODEL is an ONNX file with roles, as mnemoscope export writes it. CORPUS is UTF-8 text, one
     sentence a line; - is standard input. A treebank (.conllu) or a table of words and labels
     (.tsv) has classes of words that --group-by can tell apart.
+
+    A run that was ended in any way goes on with --resume, to the same result. Ctrl-C ends it after
+    the step at hand, pressed twice at once.
     """
     check_step(options["step"], options["method"])
     if unions is not None and group_by is None:
@@ -87,28 +95,31 @@ def analyze(
     from mnemoscope.analyzer.result import encode_attributes
 
     start = time.perf_counter()
-    opened = open_model(model)
-    members = None if unions is None else read_unions(unions)
-    text = read_corpus(corpus, opened.vocabulary, level=level)
-    with progress_of(quiet) as (progress, report):
-        if group_by is not None:
-            options["groups"] = group_positions(
-                text, opened.vocabulary, group_by, unions=members, report=report
+    with keeping(output, checkpoint_every, resume, quiet) as checkpoint:
+        opened = open_model(model)
+        members = None if unions is None else read_unions(unions)
+        text = read_corpus(corpus, opened.vocabulary, level=level)
+        with progress_of(quiet) as (progress, report):
+            if group_by is not None:
+                options["groups"] = group_positions(
+                    text, opened.vocabulary, group_by, unions=members, report=report
+                )
+            tree = run(
+                opened,
+                text,
+                states=list(states) or None,
+                memory=in_bytes(memory),
+                keep_blocks=in_bytes(keep_blocks),
+                checkpoint=checkpoint,
+                scratch=os.path.dirname(os.path.realpath(output)),
+                progress=progress,
+                report=report,
+                **options,
             )
-        tree = run(
-            opened,
-            text,
-            states=list(states) or None,
-            memory=in_bytes(memory),
-            keep_blocks=in_bytes(keep_blocks),
-            scratch=os.path.dirname(os.path.realpath(output)),
-            progress=progress,
-            report=report,
-            **options,
-        )
-    if group_by is not None:
-        tree.attrs.update(encode_attributes({"group_by": group_by, "unions": members}))
-    save_result(tree, output)
+        if group_by is not None:
+            tree.attrs.update(encode_attributes({"group_by": group_by, "unions": members}))
+        save_result(tree, output)
+        checkpoint.remove()
     if not quiet:
         _summarize(tree, output, time.perf_counter() - start)
 

@@ -10,6 +10,7 @@ import click
 from mnemoscope.analyzer.errors import MnemoscopeError
 
 from ._analysis import analysis_options, check_step, in_bytes, progress_of
+from ._keeping import checkpoint_options, keeping
 from ._lazy import example
 from ._output import Report, check_output, noise_mark, one_line, print_footnotes, reports
 from .show import normalization_option
@@ -69,6 +70,7 @@ _SORTS = ("sigma1", "sum", "decay", "occurrences", "frequency")
 )
 @normalization_option
 @reports("json", "csv")
+@checkpoint_options
 @analysis_options(positions="not for words: use --max-count")
 def words(
     what: tuple[str, ...],
@@ -104,7 +106,7 @@ def words(
         given = {"-o": output, "--min-count": min_count, "--max-count": max_count,
                  "--frequencies": frequencies,
                  **{f"--{k}": v for k, v in options.items() if k != "quiet"}}  # fmt: skip
-        extra = [k for k, v in given.items() if v is not None]
+        extra = [k.replace("_", "-") for k, v in given.items() if v is not None and v is not False]
         if extra:
             raise click.UsageError(
                 f"{', '.join(extra)}: only where MODEL and CORPUS are given; {what[0]} alone is "
@@ -141,30 +143,34 @@ def _measure(
     from mnemoscope.analyzer import open_model, read_corpus, save_result
     from mnemoscope.analyzer.words import analyze_words, count_types
 
+    every, resume = options.pop("checkpoint_every"), options.pop("resume")
     start = time.perf_counter()
-    opened = open_model(model)
-    _check_early(opened, options["delays"], delay, figure, states)
-    text = read_corpus(corpus, opened.vocabulary, level=level)
-    training = None
-    if frequencies is not None:
-        training = count_types(read_corpus(frequencies, opened.vocabulary, level=level), opened)
-    seed = options.pop("seed")
-    with progress_of(quiet) as (progress, report):
-        tree = analyze_words(
-            opened,
-            text,
-            min_count=min_count or 1,
-            max_count=max_count,
-            words=list(words) or None,
-            frequencies=training,
-            seed=seed or 0,
-            states=list(states) or None,
-            memory=in_bytes(memory),
-            progress=progress,
-            report=report,
-            **options,
-        )
-    save_result(tree, output)
+    with keeping(output, every, resume, quiet) as checkpoint:
+        opened = open_model(model)
+        _check_early(opened, options["delays"], delay, figure, states)
+        text = read_corpus(corpus, opened.vocabulary, level=level)
+        training = None
+        if frequencies is not None:
+            training = count_types(read_corpus(frequencies, opened.vocabulary, level=level), opened)
+        seed = options.pop("seed")
+        with progress_of(quiet) as (progress, report):
+            tree = analyze_words(
+                opened,
+                text,
+                min_count=min_count or 1,
+                max_count=max_count,
+                words=list(words) or None,
+                frequencies=training,
+                seed=seed or 0,
+                states=list(states) or None,
+                memory=in_bytes(memory),
+                checkpoint=checkpoint,
+                progress=progress,
+                report=report,
+                **options,
+            )
+        save_result(tree, output)
+        checkpoint.remove()
     if not quiet:
         seconds = time.perf_counter() - start
         click.echo(

@@ -76,7 +76,7 @@ def analyze(
     provider: str | None = None,
 ) -> tuple[str, ...]:
     """Arguments of Python that analyse a model."""
-    argv = [*MNEMOSCOPE, "analyze", model, corpus, "-o", output, "--quiet"]
+    argv = [*MNEMOSCOPE, "analyze", model, corpus, "-o", output, "--quiet", "--resume"]
     argv += ["--delays", str(delays)]
     if positions is not None:
         argv += ["--positions", str(positions)]
