@@ -8,13 +8,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from . import _memory, _runtime
+from ._cluster import Cluster, cluster_of
 from ._device import DeviceProducts
 from ._files import printable
 from ._products import AHEAD, Products, Window, carried_states
@@ -66,6 +67,8 @@ def analyze(
     groups: Groups | None = None,
     keep_blocks: int | None = None,
     scratch: str | os.PathLike[str] | None = None,
+    scheduler: str | None = None,
+    workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> xr.DataTree:
@@ -97,6 +100,9 @@ def analyze(
             together need more.
         scratch: Folder for a temporary file that holds sums of more than 1 GiB; default that of
             temporary files.
+        scheduler: Address of a Dask scheduler whose workers follow the positions; `threads` is
+            then that of each task (default 1) and `memory` that of each worker.
+        workers: The same with so many processes on this machine, which share its processors.
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
 
@@ -135,6 +141,8 @@ def analyze(
         tf32=tf32,
         threads=threads,
         scratch=tempfile.gettempdir() if scratch is None else scratch,
+        scheduler=scheduler,
+        workers=workers,
         report=report,
     )
     result.check_state_names(list(run.sizes))
@@ -201,6 +209,8 @@ class Run:
         tf32: bool | None = None,
         threads: int | None = None,
         scratch: str | os.PathLike[str] | None = None,
+        scheduler: str | None = None,
+        workers: int | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
         say = self._say = report or (lambda line: None)
@@ -208,6 +218,7 @@ class Run:
         _check_choice("method", method, get_args(Method))
         _check_choice("precision", precision, get_args(Precision))
         _check_numbers(corpus, self.delays, threads)
+        self._cluster = cluster_of(scheduler, workers)
         _check_vocabulary(model, corpus)
         if step is not None and method != "fd":
             raise MnemoscopeError("A step width belongs to --method fd; jvp is exact.")
@@ -227,6 +238,7 @@ class Run:
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._method, self._step_width = model, corpus, method, step
         self._budget, self._tf32, self._threads = _memory.allowed(memory), bool(tf32), threads
+        self._given_memory = memory
         self._scratch = scratch
         self._linear: Linearization | None = None
         self.embeddings = model.embeddings_in(self.step.dtype)
@@ -246,7 +258,7 @@ class Run:
             "precision": str(self.step.dtype),
             "tf32": self._tf32,
             "threads": threads,
-            "versions": _versions(),
+            "versions": versions(),
         }
         self.state_info = {
             c.name: {"kind": c.state.kind, "layer": c.state.layer}
@@ -272,9 +284,13 @@ class Run:
         Raises:
             MnemoscopeError: They need too much memory, or their Jacobians overflow.
         """
-        job = self.job(layout, groups, after)
-        job.follow(job.shards, job.carrier(), progress)
-        found = job.sums.result()
+        if self._cluster is None:
+            job = self.job(layout, groups, after)
+            job.follow(job.shards, job.carrier(), progress)
+            sums = job.sums
+        else:
+            sums = self._spread(self._cluster, layout, groups, after, progress)
+        found = sums.result()
         if not all(map(_finite, found.values())):
             raise MnemoscopeError(
                 "The Jacobians overflowed: the state's derivatives grow without bound on this "
@@ -299,6 +315,47 @@ class Run:
                            groups, products.parts, self._scratch)  # fmt: skip
         stepper = Stepper(step, self.embeddings, self._provider)
         return Job(self._corpus, self.shards(layout, groups), products, sums, stepper)
+
+    def _spread(
+        self,
+        cluster: Cluster,
+        layout: Plan,
+        groups: Groups,
+        after: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> Accumulator:
+        """What a `job` would follow, followed by the workers of a cluster."""
+        from . import distributed
+
+        linear, step, table = self._linearization(), self.step, self.embeddings
+        shards = self.shards(layout, groups)
+        here = self._need(layout, groups, after)
+        # A task has sums of the blocks of its own, and those again as they are sent.
+        blocks = max(distributed.blocks_of(part, layout) for part in distributed.split(shards, 1))
+        sent = here.size.totals // (layout.blocks + 1) * (blocks + 1)
+        need = replace(
+            here, layout=replace(layout, blocks=blocks), after=sent, scratch=False
+        ).whole(linear)
+        self._say(
+            f"Memory: about {_memory.shown(here.least())} here and {_memory.shown(need)} for each "
+            "task of a worker."
+        )
+        local = (cluster.workers or 0) * need
+        _memory.require(here.least() + local, self._budget, "This run", here.advice)
+        sums = Accumulator(layout, self.delays, self.sizes, step.embedding_size, step.dtype,
+                           groups, None, self._scratch)  # fmt: skip
+        engine = distributed.Engine(
+            linear, self.delays, self.sizes, table, self._provider, self._tf32,
+            self._threads or cluster.threads, sums.staged, need,
+            self._given_memory if cluster.scheduler else None,
+        )  # fmt: skip
+        carrier = Carrier(Stepper(step, table, self._provider), self._corpus.ids)
+        workers = distributed.follow(cluster, engine, shards, layout, groups, self._corpus.ids,
+                                     carrier, sums, progress)  # fmt: skip
+        self.attributes |= {
+            "scheduler": cluster.scheduler, "workers": workers, "threads": engine.threads
+        }  # fmt: skip
+        return sums
 
     @property
     def cells(self) -> int:
@@ -355,11 +412,23 @@ class Run:
             )
 
     def _products(self, linear: Linearization) -> Products | DeviceProducts:
-        wanted = list(self.sizes)
-        if self._provider == _runtime.CPU:
-            return Products(linear, self.delays, wanted, self.embeddings, threads=self._threads)
-        return DeviceProducts(linear, self.delays, wanted, self.embeddings,
-                              provider=self._provider, tf32=self._tf32)  # fmt: skip
+        return products_of(linear, self.delays, list(self.sizes), self.embeddings, self._provider,
+                           self._tf32, self._threads)  # fmt: skip
+
+
+def products_of(
+    linear: Linearization,
+    delays: int,
+    wanted: list[str],
+    table: np.ndarray,
+    provider: str,
+    tf32: bool,
+    threads: int | None,
+) -> Products | DeviceProducts:
+    """What follows shards on a provider."""
+    if provider == _runtime.CPU:
+        return Products(linear, delays, wanted, table, threads=threads)
+    return DeviceProducts(linear, delays, wanted, table, provider=provider, tf32=tf32)
 
 
 @dataclass(frozen=True)
@@ -579,7 +648,8 @@ def _vocabulary_hash(model: MemoryModel) -> str | None:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Library → the version that runs here."""
     versions = {"mnemoscope": __version__}
     for name in ("numpy", "onnx", "onnx-ad", "onnxruntime-gpu", "onnxruntime", "xarray"):
         try:
