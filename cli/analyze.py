@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ._analysis import Finite, analysis_options, check_step, in_bytes, progress_of
+from ._analysis import (
+    Finite,
+    analysis_options,
+    check_step,
+    cluster_options,
+    in_bytes,
+    progress_of,
+)
 from ._lazy import example
 from ._output import check_output, output_option
 
@@ -23,6 +30,7 @@ _NAMED = 4  # classes at each end of the summary
         "mnemoscope analyze model.onnx corpus.txt -o result.nc",
         "mnemoscope analyze model.onnx corpus.txt -o quick.nc --positions 2000 --state lstm0.c",
         "mnemoscope analyze model.onnx treebank.conllu -o classes.nc --group-by upos",
+        "mnemoscope analyze model.onnx corpus.txt -o result.nc --workers 4",
     )
 )
 @click.argument("model")
@@ -48,6 +56,7 @@ _NAMED = 4  # classes at each end of the summary
     help="Room in the result for the means of each block, from which properties get their "
     "standard errors.  [0.27]",
 )
+@cluster_options
 @analysis_options()
 def analyze(
     model: str,
