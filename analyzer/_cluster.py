@@ -90,7 +90,7 @@ def _local(cluster: Cluster) -> Iterator[Client]:
             host="127.0.0.1",
             # Whoever can connect can run code, and on a shared machine everybody could.
             security=Security.temporary(),
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # of any free port: two clusters may run
             memory_limit=_memory.available() // workers,
             scheduler_kwargs={"allowed_failures": _DEATHS - 1},
             silence_logs=logging.CRITICAL,
