@@ -58,11 +58,10 @@ class Shape:
     def areas(self) -> int:
         """Entries of the dense blocks between states.
 
-        Its own h and c are reached from a layer's h, and both of every later layer from its h and
-        its c.
+        A layer's h and c are reached from its own h (2 H² each), and from the h and c of every
+        layer before it (4 H² for each pair of layers).
         """
-        later = self.layers * (self.layers - 1) // 2
-        return (2 * self.layers + 4 * later) * self.units**2
+        return 2 * self.layers**2 * self.units**2
 
     def work(self, delays: int) -> float:
         """Floating-point operations of one position at all delays."""
