@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _memory
 from ._products import processors
@@ -17,6 +17,8 @@ from .errors import MnemoscopeError, ResourceError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
+
+T = TypeVar("T")
 
 _PATIENCE = 20.0  # seconds that a scheduler has to answer, and its first worker to be there
 _DEATHS = 3  # workers that may end over one task before it is given up
@@ -158,12 +160,12 @@ def _said(error: object) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def in_order(client: Client, tasks: Iterator[Future]) -> Iterator[Future]:
-    """The tasks that are submitted one after another, in that order, done or not.
+def in_order(client: Client, tasks: Iterator[T]) -> Iterator[T]:
+    """What is submitted one after another, in that order, done or not.
 
     No more are submitted than keep the workers busy, so that few results wait.
     """
-    waiting: deque[Future] = deque()
+    waiting: deque[T] = deque()
     for task in tasks:
         waiting.append(task)
         if len(waiting) > 2 * sum(client.nthreads().values()) + 1:
@@ -180,6 +182,7 @@ def result_of(task: Future, what: str) -> Any:
             scheduler is gone.
     """
     from distributed import KilledWorker
+    from distributed.comm import CommClosedError
 
     try:
         return task.result()
@@ -189,7 +192,12 @@ def result_of(task: Future, what: str) -> Any:
             "another, as too little memory does, or a model that crashes ONNX Runtime. Ask for "
             "less (fewer --delays, one --state), or use fewer --workers."
         ) from error
-    except (CancelledError, OSError) as error:
+    except ImportError as error:  # of a worker that came later
+        raise ResourceError(
+            f"A worker cannot do {what} ({_said(error)}). Install mnemoscope[distributed] there, "
+            "in the version that is here."
+        ) from error
+    except (CancelledError, CommClosedError) as error:
         raise ResourceError(
             f"The scheduler went away during {what}. Start it and the command again."
         ) from error

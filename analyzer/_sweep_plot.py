@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -72,7 +73,7 @@ def _places(found: list[Memory]) -> np.ndarray:
     return np.array(known if len(known) == len(steps) else range(len(steps)), float)
 
 
-def _line(i: int):
+def _line(i: int) -> Any:
     return _STYLES[i % len(_STYLES)][2]
 
 

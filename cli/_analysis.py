@@ -183,7 +183,8 @@ def progress_of(
             now = time.perf_counter()
             start[:] = start or [now, done]
             seconds = now - start[0]
-            rate = f"{(done - start[1]) / seconds:,.0f}" if seconds > 0.5 else "–"
+            each = (done - start[1]) / seconds if seconds > 0.5 else math.nan
+            rate = "–" if math.isnan(each) else f"{each:,.0f}" if each >= 10 else f"{each:.2g}"
             bar.update(task, completed=done, total=total, rate=rate)
 
         yield progress, lambda line: out.print(line, soft_wrap=True)

@@ -150,6 +150,14 @@ def test_an_error_of_a_worker_is_the_users(cluster):
             result_of(task, "a task")
 
 
+def test_what_nobody_does_any_more(cluster):
+    with connected(Cluster(cluster.scheduler_address, None)) as client:
+        task = client.submit(time.sleep, 1)
+        task.cancel()
+        with pytest.raises(ResourceError, match="scheduler went away during positions 1 to 9"):
+            result_of(task, "positions 1 to 9")
+
+
 def test_versions_must_be_the_same(model, cluster, monkeypatch):
     monkeypatch.setattr(_analyze, "__version__", "9.9")
     with pytest.raises(ResourceError, match=r"mnemoscope is 9.9 here and .* Install the same"):
