@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,6 +57,7 @@ def cluster_of(scheduler: str | None, workers: int | None) -> Cluster | None:
     if workers is not None and workers < 1:
         raise MnemoscopeError(f"The number of workers must be 1 or more, not {workers}.")
     try:
+        import cryptography  # noqa: F401  # for the keys between local processes
         import distributed  # noqa: F401
     except ImportError as error:
         raise MnemoscopeError(
@@ -73,8 +74,7 @@ def connected(cluster: Cluster) -> Iterator[Client]:
     Raises:
         ResourceError: The scheduler does not answer or has no worker, or libraries differ.
     """
-    with ExitStack() as stack:
-        client = stack.enter_context(_local(cluster) if cluster.workers else _remote(cluster))
+    with (_local if cluster.workers else _remote)(cluster) as client:
         _check_libraries(client)
         yield client
 
