@@ -182,17 +182,17 @@ class Sweep:
 
             ordered = tasks() if client is None else in_order(client, tasks())
             for i, (entry, task) in enumerate(ordered):
-                if task is not None:
-                    try:
+                try:
+                    if task is not None:
                         tree = (
-                            _analyse(*task, options)
+                            _analyse(*task, options=options)
                             if client is None
                             else result_of(task, f"the analysis of {entry.model}")
                         )
                         save_result(tree, entry.result)
                         entry.fresh = True
-                    except MnemoscopeError as error:
-                        entry.error = str(error)
+                except MnemoscopeError as error:
+                    entry.error = str(error)
                 if progress:
                     progress(i + 1, len(entries))
 
