@@ -83,9 +83,17 @@ def connected(cluster: Cluster) -> Iterator[Client]:
 def _local(cluster: Cluster) -> Iterator[Client]:
     from distributed import Client, LocalCluster, Security
 
+    class Local(LocalCluster):
+        """Nothing is closed at the program's exit, which a half-started cluster would disturb.
+
+        Its processes end with this one.
+        """
+
+        shutdown_on_close = property(lambda self: False, lambda self, asked: None)
+
     workers = cluster.workers or 1
     with (
-        LocalCluster(
+        Local(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,

@@ -184,11 +184,11 @@ class Sweep:
             for i, (entry, task) in enumerate(ordered):
                 try:
                     if task is not None:
-                        tree = (
-                            _analyse(*task, options=options)
-                            if client is None
-                            else result_of(task, f"the analysis of {entry.model}")
-                        )
+                        if client is None:
+                            model, corpus, key = task
+                            tree = _analyse(model, corpus, key, options)
+                        else:
+                            tree = result_of(task, f"the analysis of {entry.model}")
                         save_result(tree, entry.result)
                         entry.fresh = True
                 except MnemoscopeError as error:

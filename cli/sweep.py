@@ -63,13 +63,13 @@ def sweep(
     quiet: bool,
     **options: Any,
 ) -> Report:
-    """Measure many MODELS over one CORPUS: checkpoints, seeds, quantisations.
+    """Measure many models over one corpus.
 
-    Each model's result goes to FOLDER/NAME.nc; those that are there already, of the same model,
-    corpus and options, are kept, so that a sweep can be stopped and gone on with. FOLDER/sweep.png
-    draws memory against the training step. A model may be a pattern such as 'checkpoints/*.onnx'.
-    A model that cannot be analysed does not stop the others; it is named at the end, with exit
-    status 2.
+    MODELS are checkpoints of a training, seeds or quantisations; a pattern such as
+    'checkpoints/*.onnx' is expanded. Each model's result goes to FOLDER/NAME.nc; those that are
+    there already, of the same model, corpus and options, are kept, so that a sweep can be stopped
+    and gone on with. FOLDER/sweep.png draws memory against the training step. A model that cannot
+    be analysed does not stop the others; it is named at the end, with exit status 2.
 
     With --workers or --scheduler each worker takes a model at a time.
     """

@@ -104,6 +104,15 @@ def test_the_result_is_that_of_one_process(model, cluster, precision, length, op
     assert "workers" not in one.attrs
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_of_this_machine(model, workers):
+    one = analyze(model, corpus(200), delays=4, precision="float64")
+    two = analyze(model, corpus(200), delays=4, precision="float64", workers=workers, threads=1)
+    assert_same(two, one, 1e-12)
+    assert (two.attrs["workers"], two.attrs["threads"]) == (workers, 1)
+    assert "scheduler" not in two.attrs
+
+
 def test_the_comparison_sees_a_lost_shard(model, cluster, monkeypatch):
     one = analyze(model, corpus(400), delays=4, precision="float64")
     lossy = _analyze.Accumulator.merge
