@@ -21,7 +21,7 @@ $(VENV)/.runtime: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.everything: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[torch,tensorflow,samples,test]'
+	$(PIP) --editable '.[torch,tensorflow,distributed,samples,test]'
 	@touch $@ $(VENV)/.runtime
 
 $(VENV)/.bench: $(VENV)/.everything

@@ -7,15 +7,17 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from . import _memory, _runtime
-from ._checkpoint import Checkpoint, follow, opened
+from ._checkpoint import Checkpoint, follow, later, opened
+from ._cluster import Cluster, cluster_of
 from ._device import DeviceProducts
 from ._files import printable
 from ._pipeline import AHEAD, processors
@@ -27,6 +29,7 @@ from ._sketch import Sketch
 from ._states import States, Stepper
 from ._version import __version__
 from .corpus import Corpus
+from .distributed import Engine, Spread, blocks_of, split
 from .errors import CorpusError, MnemoscopeError
 from .grouping import those_followed
 from .groups import Groups
@@ -75,6 +78,8 @@ def analyze(
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     checkpoint_every: float | None = None,
     resume: bool = False,
+    scheduler: str | None = None,
+    workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> xr.DataTree:
@@ -115,6 +120,9 @@ def analyze(
         checkpoint_every: Seconds between checkpoints; default 60; 0 means never.
         resume: Go on from the checkpoint if it is there. The result is bit by bit that of a run
             which nothing ended.
+        scheduler: Address of a Dask scheduler whose workers follow the positions; `threads` is
+            then that of each task (default 1) and `memory` that of each worker.
+        workers: The same with so many processes on this machine, which share its processors.
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
 
@@ -156,6 +164,8 @@ def analyze(
             sketch=sketch,
             seed=seed,
             scratch=tempfile.gettempdir() if scratch is None else scratch,
+            scheduler=scheduler,
+            workers=workers,
             report=report,
         )
         result.check_state_names(list(run.sizes))
@@ -226,6 +236,8 @@ class Run:
         seed: int = 0,
         side: Literal["columns", "rows"] | None = None,
         scratch: str | os.PathLike[str] | None = None,
+        scheduler: str | None = None,
+        workers: int | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
         say = self._say = report or (lambda line: None)
@@ -233,6 +245,7 @@ class Run:
         _check_choice("method", method, get_args(Method))
         _check_choice("precision", precision, get_args(Precision))
         _check_numbers(corpus, self.delays, threads)
+        self._cluster = cluster_of(scheduler, workers)
         _check_vocabulary(model, corpus)
         if step is not None and method != "fd":
             raise MnemoscopeError("A step width belongs to --method fd; jvp is exact.")
@@ -252,7 +265,8 @@ class Run:
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._method, self._step_width = model, corpus, method, step
         self._budget, self._tf32 = _memory.allowed(memory), bool(tf32)
-        self._threads = threads or processors()
+        self._cluster, self._given_memory = cluster_of(scheduler, workers), memory
+        self._threads = threads or (self._cluster.threads if self._cluster else processors())
         # A file that lies in memory saves none.
         self._volatile = scratch is not None and _memory.holds(scratch)
         self._scratch, self._side = None if self._volatile else scratch, side
@@ -276,7 +290,7 @@ class Run:
             "tf32": self._tf32,
             "threads": threads,
             "sketch": sketch,
-            "versions": _versions(),
+            "versions": versions(),
         }
         self.state_info = {
             c.name: {"kind": c.state.kind, "layer": c.state.layer}
@@ -308,13 +322,20 @@ class Run:
         Raises:
             MnemoscopeError: They need too much memory, or their Jacobians overflow.
         """
-        job = self.job(layout, groups, after)
+        work: Job | Spread
+        if self._cluster is None:
+            work = self.job(layout, groups, after)
+        else:
+            work = self._spread(self._cluster, layout, groups, after)
         if kept is None:
-            job.follow(job.shards, job.carrier(), progress)
+            for _ in work.advance(0, work.carrier(), progress):
+                pass
         else:
             key = self.key(layout, groups) if key is None else key
-            follow(job, kept, key, progress, self._say, restore=restore)
-        found = job.sums.result()
+            follow(work, kept, key, progress, self._say, restore=restore)
+        if isinstance(work, Spread):
+            self.attributes["workers"] = work.workers
+        found = work.sums.result()
         if self._sketch is not None:
             for of_state in found.values():
                 self._sketch.unfold(of_state.block_sum)
@@ -366,9 +387,36 @@ class Run:
             "sketch": self._sketch and self._sketch.named,
             "rows": self._by_rows(linear, layout),
             "sample and halves (--seed)": hashed(layout.block, layout.half, np.array(cut)),
-            **_versions(),
+            **versions(),
             "scipy": version("scipy"),  # whose matrix products these are
         }
+
+    def _spread(self, cluster: Cluster, layout: Plan, groups: Groups, after: int) -> Spread:
+        """What a `job` would follow, to be followed by the workers of a cluster."""
+        linear, step, table = self._linearization(), self.step, self.embeddings
+        shards = self.shards(layout, groups)
+        here, by_rows = self._need(layout, groups, after), self._by_rows(linear, layout)
+        # A task has sums of the blocks of its own, and those again as they are sent.
+        blocks = max(blocks_of(part, layout) for part in split(shards, 1))
+        sent = here.size.totals // (layout.blocks + 1) * (blocks + 1)
+        need = replace(
+            here, layout=replace(layout, blocks=blocks), after=sent, scratch=False
+        ).whole(linear, by_rows)
+        self._say(
+            f"Memory: about {_memory.shown(here.least())} here and {_memory.shown(need)} for each "
+            "task of a worker."
+        )
+        local = (cluster.workers or 0) * need
+        _memory.require(here.least() + local, self._budget, "This run", here.advice)
+        sums = Accumulator(layout, self.delays, self.sizes, step.embedding_size, step.dtype,
+                           groups, None, self._scratch, by_rows)  # fmt: skip
+        engine = Engine(
+            self._products_of(linear, by_rows), linear, self.delays, self.sizes, sums.staged, need,
+            self._given_memory if cluster.scheduler else None,
+        )  # fmt: skip
+        self.attributes |= {"scheduler": cluster.scheduler, "threads": self._threads}
+        stepper = Stepper(step, table, self._provider)
+        return Spread(cluster, engine, self._corpus, shards, layout, groups, sums, stepper)
 
     @property
     def cells(self) -> int:
@@ -426,17 +474,22 @@ class Run:
                 "what two such steps agree on is the model's."
             )
 
-    def _products(
-        self, linear: Linearization, layout: Plan
-    ) -> Products | RowProducts | DeviceProducts:
-        wanted = list(self.sizes)
+    def _products(self, linear: Linearization, layout: Plan) -> Any:
+        return self._products_of(linear, self._by_rows(linear, layout))()
+
+    def _products_of(
+        self, linear: Linearization, by_rows: bool
+    ) -> Callable[[], Products | RowProducts | DeviceProducts]:
+        """What makes the products, here or on a worker."""
+        kind: Any = Products
+        options: dict[str, Any] = {"threads": self._threads}
         if self._provider != _runtime.CPU:
-            return DeviceProducts(linear, self.delays, wanted, self.embeddings,
-                                  provider=self._provider, tf32=self._tf32)  # fmt: skip
-        if self._by_rows(linear, layout):
-            return RowProducts(linear, self.delays, wanted, self.embeddings, threads=self._threads)
-        return Products(linear, self.delays, wanted, self.embeddings, threads=self._threads,
-                        sketch=self._sketch)  # fmt: skip
+            kind, options = DeviceProducts, {"provider": self._provider, "tf32": self._tf32}
+        elif by_rows:
+            kind = RowProducts
+        else:
+            options["sketch"] = self._sketch
+        return partial(kind, linear, self.delays, list(self.sizes), self.embeddings, **options)
 
     def _by_rows(self, linear: Linearization, layout: Plan) -> bool:
         if self._sketch is not None or self._provider != _runtime.CPU:
@@ -458,7 +511,7 @@ class Run:
             )
         if self._provider != _runtime.CPU:
             raise MnemoscopeError("A sketch runs on the CPU only: use --provider cpu.")
-        return Sketch(size, directions, self._threads or processors(), seed, self.step.dtype)
+        return Sketch(size, directions, self._threads, seed, self.step.dtype)
 
 
 @dataclass(frozen=True)
@@ -482,6 +535,20 @@ class Job:
     def carrier(self, position: int = 0, states: States | None = None) -> Carrier:
         """The states along the corpus, known before `position`; default at its beginning."""
         return Carrier(self.stepper, self.corpus.ids, position, states)
+
+    def advance(
+        self, done: int, carrier: Carrier, progress: Callable[[int, int], None] | None = None
+    ) -> Generator[tuple[int, int, States]]:
+        """Follow all shards but the first `done`.
+
+        Yields:
+            After some shards: how many are done in all, a position, and the states before it.
+        """
+        before, total = (sum(s.steps for s in part) for part in (self.shards[:done], self.shards))
+        for number, shard in enumerate(self.shards[done:], done + 1):
+            self.follow([shard], carrier, later(progress, before, total))
+            before += shard.steps
+            yield number, *carrier.known
 
     def follow(
         self,
@@ -711,7 +778,8 @@ def hashed(*parts: np.ndarray | str) -> str:
     return found.hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Library → the version that runs here."""
     versions = {"mnemoscope": __version__}
     for name in ("numpy", "onnx", "onnx-ad", "onnxruntime-gpu", "onnxruntime", "xarray"):
         try:

@@ -17,10 +17,10 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -30,7 +30,9 @@ from ._memory import shown
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
-    from ._analyze import Job
+    from ._shards import Carrier, Shard
+    from ._states import States, Stepper
+    from .sums import Accumulator
 
 EVERY = 60.0  # seconds
 SUFFIX = ".checkpoint"  # of the file beside an output
@@ -340,8 +342,37 @@ def opened(
     return Checkpoint(checkpoint, every=every, resume=resume, report=report)
 
 
+class Work(Protocol):
+    """What can be done a few shards at a time.
+
+    Attributes:
+        shards: All, in the order of the corpus.
+        sums: Where their Jacobians are added, in that order.
+        stepper: Carries the states from shard to shard.
+    """
+
+    @property
+    def shards(self) -> list[Shard]: ...
+    @property
+    def sums(self) -> Accumulator: ...
+    @property
+    def stepper(self) -> Stepper: ...
+
+    def carrier(self, position: int = 0, states: States | None = None) -> Carrier:
+        """The states along the corpus, known before `position`; default at its beginning."""
+
+    def advance(
+        self, done: int, carrier: Carrier, progress: Callable[[int, int], None] | None
+    ) -> Generator[tuple[int, int, States]]:
+        """Follow all shards but the first `done`.
+
+        Yields:
+            After some shards: how many are done in all, a position, and the states before it.
+        """
+
+
 def follow(
-    job: Job,
+    job: Work,
     checkpoint: Checkpoint,
     key: Mapping[str, Any],
     progress: Callable[[int, int], None] | None = None,
@@ -375,19 +406,14 @@ def follow(
     before = sum(shard.steps for shard in job.shards[:done])
     if done and report:
         report(f"Going on from the checkpoint: {before:,} of {total:,} steps are done.")
-    with checkpoint.stopping() as stopped:
-        for number, shard in enumerate(job.shards[done:], done + 1):
-            if stopped():
-                raise KeyboardInterrupt
-            job.follow([shard], carrier, later(progress, before, total))
-            before += shard.steps
+    with checkpoint.stopping() as stopped, closing(job.advance(done, carrier, progress)) as steps:
+        for number, position, now in steps:
             if stopped() or checkpoint.due:
-                position, now = carrier.known
                 values = {f"state{i}": now[name] for i, name in enumerate(names)}
                 values |= {"shards": np.array(number), "position": np.array(position)}
                 checkpoint.write(key, sums.totals, values, sums.release)
-        if stopped():
-            raise KeyboardInterrupt
+            if stopped():
+                raise KeyboardInterrupt
 
 
 def later(

@@ -77,6 +77,13 @@ class Groups:
         rows[np.arange(rows.shape[1]) < widths[:, None]] = self.group
         return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
 
+    def select(self, positions: np.ndarray) -> Groups:
+        """The same groups of some of the positions, in the order given."""
+        sizes = np.diff(self.start)[positions]
+        start = _starts(sizes)
+        first = np.repeat(self.start[positions] - start[:-1], sizes)
+        return Groups(self.names, start, self.group[first + np.arange(len(first))])
+
     def _table(self) -> csr_array:
         """``[position, group]``, 1 where a position belongs to a group."""
         from scipy.sparse import csr_array

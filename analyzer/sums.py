@@ -122,6 +122,27 @@ def plan(
     return Plan(stretches, block, half, blocks)
 
 
+@dataclass(frozen=True)
+class Partial:
+    """Sums over some positions of a plan, of the blocks and groups that they belong to.
+
+    Attributes:
+        blocks: ``[block]`` numbers in the whole plan.
+        groups: ``[group]`` numbers in the whole plan.
+        block_sum: ``[block, group, delay, embedding, unit]``, all states side by side.
+        half_sum: ``[group, delay, embedding, unit]``.
+        block_count: ``[block, group, delay]``.
+        half_count: ``[group, delay]``.
+    """
+
+    blocks: np.ndarray
+    groups: np.ndarray
+    block_sum: np.ndarray
+    half_sum: np.ndarray
+    block_count: np.ndarray
+    half_count: np.ndarray
+
+
 class Accumulator:
     """Adds windows of Jacobians into sums.
 
@@ -141,6 +162,10 @@ class Accumulator:
         parts: Ranges of the embedding's coordinates in which windows come; None means whole.
         by_rows: Whether the ranges are of the states' units instead, as `add_input` takes them.
         folder: Where large totals are held; None means in memory.
+        staged: Whether there are staging sums; None means where a group needs them.
+
+    Attributes:
+        staged: Whether there are staging sums.
 
     Raises:
         ResourceError: The folder has no room for the totals.
@@ -157,6 +182,7 @@ class Accumulator:
         parts: Sequence[slice] | None = None,
         folder: str | os.PathLike[str] | None = None,
         by_rows: bool = False,
+        staged: bool | None = None,
     ) -> None:
         self._plan, self._groups, self._by_rows = plan, groups, by_rows
         ends = np.cumsum([0, *sizes.values()])
@@ -164,7 +190,9 @@ class Accumulator:
             name: slice(int(a), int(b))
             for name, a, b in zip(sizes, ends[:-1], ends[1:], strict=True)
         }
-        size = Size.of(plan, groups, max_delay + 1, int(ends[-1]) * embedding, np.dtype(dtype))
+        size = Size.of(plan, groups, max_delay + 1, int(ends[-1]) * embedding, np.dtype(dtype),
+                       staged)  # fmt: skip
+        self.staged = size.staged
         matrix = (int(ends[-1]), embedding) if by_rows else (embedding, int(ends[-1]))
         cells = (len(groups), max_delay + 1, *matrix)
         self._held = _Held(size, folder)
@@ -273,6 +301,23 @@ class Accumulator:
             "half_count": self._half_count,
         }
 
+    def partial(self, blocks: np.ndarray, groups: np.ndarray) -> Partial:
+        """The sums so far, as part of a plan in which these are their blocks and groups."""
+        self.flush()
+        return Partial(blocks, groups, self._block_sum, self._half_sum, self._block_count,
+                       self._half_count)  # fmt: skip
+
+    def merge(self, part: Partial) -> None:
+        """Add what another accumulator summed."""
+        with np.errstate(over="ignore", invalid="ignore"):  # refused once, at the end
+            for i, g in enumerate(part.groups):
+                for j, b in enumerate(part.blocks):
+                    self._block_sum[b, g] += part.block_sum[j, i]
+                    self._block_count[b, g] += part.block_count[j, i]
+                self._half_sum[g] += part.half_sum[i]
+                self._half_count[g] += part.half_count[i]
+        self._held.release()
+
     def release(self) -> None:
         """Let totals that a file holds leave memory until they are needed."""
         self._held.release()
@@ -314,10 +359,22 @@ class Size:
     staged: bool
 
     @classmethod
-    def of(cls, plan: Plan, groups: Groups, delays: int, cells: int, dtype: np.dtype) -> Size:
-        """The size of the sums over `cells` pairs of a state's unit and an embedding coordinate."""
-        members = np.bincount(groups.group[plan.block[groups.position] >= 0], minlength=1)
-        staged = dtype != np.float64 and int(members.max()) > _FLUSH
+    def of(
+        cls,
+        plan: Plan,
+        groups: Groups,
+        delays: int,
+        cells: int,
+        dtype: np.dtype,
+        staged: bool | None = None,
+    ) -> Size:
+        """The size of the sums over `cells` pairs of a state's unit and an embedding coordinate.
+
+        `staged` says whether there are staging sums; None means where a group needs them.
+        """
+        if staged is None:
+            members = np.bincount(groups.group[plan.block[groups.position] >= 0], minlength=1)
+            staged = dtype != np.float64 and int(members.max()) > _FLUSH
         total = np.dtype(np.float64) if staged else dtype
         matrices = len(groups) * delays * cells
         return cls(

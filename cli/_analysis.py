@@ -112,6 +112,24 @@ def analysis_options(
     return decorate
 
 
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say who shares its work."""
+    for option in (
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            help="Share the work among so many processes here (extra: distributed).",
+        ),
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Share it among the workers of a Dask scheduler that you trust, tcp://host:8786.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def check_step(step: float | None, method: str | None) -> None:
     """Refuse a step where no differences are taken.
 
@@ -131,8 +149,10 @@ Progress = Callable[[int, int], None]
 
 
 @contextmanager
-def progress_of(quiet: bool) -> Iterator[tuple[Progress | None, Callable[[str], None] | None]]:
-    """Give what the analysis tells its progress and its notes to."""
+def progress_of(
+    quiet: bool, unit: str = "positions"
+) -> Iterator[tuple[Progress | None, Callable[[str], None] | None]]:
+    """Give what the analysis tells its progress, in units, and its notes to."""
     if quiet:
         yield None, None
         return
@@ -152,7 +172,7 @@ def progress_of(quiet: bool) -> Iterator[tuple[Progress | None, Callable[[str], 
         TextColumn("Analysing"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[rate]} positions/s, left:"),
+        TextColumn(f"{{task.fields[rate]}} {unit}/s, left:"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=out, transient=True) as bar:
@@ -163,7 +183,8 @@ def progress_of(quiet: bool) -> Iterator[tuple[Progress | None, Callable[[str], 
             now = time.perf_counter()
             start[:] = start or [now, done]
             seconds = now - start[0]
-            rate = f"{(done - start[1]) / seconds:,.0f}" if seconds > 0.5 else "–"
+            each = (done - start[1]) / seconds if seconds > 0.5 else math.nan
+            rate = "–" if math.isnan(each) else f"{each:,.0f}" if each >= 10 else f"{each:.2g}"
             bar.update(task, completed=done, total=total, rate=rate)
 
         yield progress, lambda line: out.print(line, soft_wrap=True)

@@ -30,12 +30,15 @@ class Report:
         render: Prints it for a reader.
         rows: For ``--csv``: one dictionary per line, all with the same keys.
         passed: False for a check or comparison that failed: exit status 1.
+        problem: What could not be used, where that is not all: said after the report, exit
+            status 2.
     """
 
     data: Any
     render: Callable[[Console], None]
     rows: list[dict[str, Any]] | None = None
     passed: bool = True
+    problem: str | None = None
 
 
 def reports(*formats: str) -> Callable[[Callable[..., Report]], Callable[..., None]]:
@@ -58,6 +61,8 @@ def reports(*formats: str) -> Callable[[Callable[..., Report]], Callable[..., No
                 _write_csv(report.rows or [])
             else:
                 report.render(console())
+            if report.problem:
+                raise MnemoscopeError(report.problem)
             if not report.passed:
                 click.get_current_context().exit(1)
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ._analysis import Finite, analysis_options, check_step, in_bytes, progress_of
+from ._analysis import (
+    Finite,
+    analysis_options,
+    check_step,
+    cluster_options,
+    in_bytes,
+    progress_of,
+)
 from ._keeping import checkpoint_options, keeping
 from ._lazy import example
 from ._output import check_output, output_option
@@ -25,6 +32,7 @@ _NAMED = 4  # classes at each end of the summary
         "mnemoscope analyze model.onnx corpus.txt -o quick.nc --positions 2000 --state lstm0.c",
         "mnemoscope analyze model.onnx treebank.conllu -o classes.nc --group-by upos",
         "mnemoscope analyze model.onnx corpus.txt -o result.nc --resume",
+        "mnemoscope analyze model.onnx corpus.txt -o result.nc --workers 4",
     )
 )
 @click.argument("model")
@@ -58,6 +66,7 @@ _NAMED = 4  # classes at each end of the summary
     "standard errors.  [all]",
 )
 @checkpoint_options
+@cluster_options
 @analysis_options()
 def analyze(
     model: str,

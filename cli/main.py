@@ -91,6 +91,7 @@ def _silence_stdout() -> None:
         "plot": ".plot:plot",
         "check": ".check:check",
         "compare": ".compare:compare",
+        "sweep": ".sweep:sweep",
         "words": ".words:words",
         "property": ".property:property_",
         "separability": ".separability:separability",

@@ -3,6 +3,7 @@
     python samples/word_lm.py train TRAIN.txt --valid VALID.txt --test TEST.txt -o runs/name
     python samples/word_lm.py export runs/name -o m.onnx
     python samples/word_lm.py export runs/name -o m-untrained.onnx --untrained
+    python samples/word_lm.py train TRAIN.txt -o runs/steps --keep-epochs
 
 The text holds one sentence a line, its tokens separated by white space; every line, an empty one
 too, ends in an ``<eos>`` that the model reads and predicts like a word.
@@ -10,8 +11,9 @@ too, ends in an ``<eos>`` that the model reads and predicts like a word.
 A run is a folder: ``best.safetensors`` (weights of the epoch with the lowest validation
 perplexity), ``last.safetensors`` (where ``--resume`` goes on), ``vocabulary.txt`` (one token a
 line, its id is its line number), ``embeddings.safetensors`` (with ``--embeddings``: the vectors
-that training began with) and ``config.json`` (settings, seed, versions, one entry per
-epoch). All of it is written after every epoch, so a run may be stopped at any time.
+that training began with), ``epochs/NNN.onnx`` (with ``--keep-epochs``: the model after each epoch,
+000 the untrained one) and ``config.json`` (settings, seed, versions, one entry per epoch). All
+of it is written after every epoch, so a run may be stopped at any time.
 """
 
 from __future__ import annotations
@@ -323,11 +325,16 @@ def exporter() -> Callable[..., Any]:
 
 def export_run(folder: Path, path: Path, *, untrained: bool = False) -> None:
     """Write a run's best weights, or those it started from, as a memory model."""
-    export = exporter()
     config, vocabulary = read_run(folder)
     model = initial_model(config, folder)
     if not untrained:
         model.load_state_dict(load_file(folder / "best.safetensors"))
+    write_model(model, vocabulary, path)
+
+
+def write_model(model: WordLM, vocabulary: list[str], path: Path) -> None:
+    """Write a module as a memory model."""
+    export = exporter()
     from mnemoscope.analyzer.errors import MnemoscopeError
 
     try:
@@ -430,6 +437,9 @@ def main() -> None:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--seed", type=int, default=1)
 @click.option("--resume", is_flag=True, help="Go on with the run in --output.")
+@click.option(
+    "--keep-epochs", is_flag=True, help="Write epochs/NNN.onnx too, for mnemoscope sweep."
+)
 @click.option("--no-export", is_flag=True, help="Do not write model.onnx into the folder.")
 @click.option("--log-every", type=COUNT, default=50, help="Updates per line off a terminal.")
 def train(
@@ -455,6 +465,7 @@ def train(
     device: str,
     seed: int,
     resume: bool,
+    keep_epochs: bool,
     no_export: bool,
     log_every: int,
 ) -> None:
@@ -462,6 +473,8 @@ def train(
 
     Example: python samples/word_lm.py train corpus.txt -o runs/mine --vocabulary-size 10000
     """
+    if keep_epochs and no_export:
+        raise click.UsageError("--keep-epochs exports every epoch; leave out --no-export.")
     if not no_export:
         exporter()  # what is missing is missed now, not after hours of training
     if freeze_embeddings and embeddings is None:
@@ -550,6 +563,10 @@ def train(
                 f"The {name} text has words that {train.name} lacks, and nothing there teaches "
                 f"{UNKNOWN}: its perplexity will be poor. --vocabulary-size helps."
             )
+    if keep_epochs:
+        (output / "epochs").mkdir(exist_ok=True)
+        if not done:
+            write_model(model, vocabulary, output / "epochs" / "000.onnx")
     best = min((e["valid_perplexity"] for e in config["epochs"]), default=math.inf)
     for epoch in range(done + 1, epochs + 1):
         # Seeded per epoch: a resumed run draws the same dropout masks as an unbroken one.
@@ -577,6 +594,8 @@ def train(
         if better:
             best, config["best_epoch"] = entry["valid_perplexity"], epoch
             save_weights(model, output / "best.safetensors", epoch)
+        if keep_epochs:
+            write_model(model, vocabulary, output / "epochs" / f"{epoch:03}.onnx")
         # Last of all the weights that --resume trusts: what a stop cuts short is done again.
         write_text(output / "config.json", json.dumps(config, indent=1) + "\n")
         save_weights(model, output / "last.safetensors", epoch)

@@ -66,3 +66,13 @@ def test_unknown_groups_are_refused() -> None:
         groups.unions({"x": ["dog"]})
     with pytest.raises(ValueError, match="'all'"):
         Groups.everything(2).with_all()
+
+
+@given(labels=LABELS, data=st.data())
+def test_some_of_the_positions(labels: list[set[str]], data: st.DataObject) -> None:
+    groups = Groups.from_labels(labels)
+    chosen = data.draw(st.lists(st.integers(0, len(labels) - 1), min_size=1))
+    found = groups.select(np.array(chosen))
+    assert found.positions == len(chosen)
+    for i, position in enumerate(chosen):
+        np.testing.assert_array_equal(found.at(i), groups.at(position))

@@ -23,7 +23,7 @@ DISTRIBUTIONS = {
 # onnx itself depends on protobuf, whose error classes are part of its interface.
 IMPLIED = {"protobuf"}
 # Import names that an extra, and not the installation, brings.
-EXTRAS = {"exporters": {"torch", "tensorflow"}}
+EXTRAS = {"analyzer": {"distributed"}, "exporters": {"torch", "tensorflow"}}
 
 
 @pytest.fixture(scope="module")

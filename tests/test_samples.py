@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from mnemoscope.analyzer import open_model
 from mnemoscope.analyzer.pydoc_corpus import lines
 from mnemoscope.analyzer.roles import OPSET, read_roles
 
@@ -379,6 +380,25 @@ def test_training_exports_at_its_end(word_lm, text, tmp_path):
     result = call(word_lm, "train", text, "-o", tmp_path / "r", *SMALL, "--epochs", 1)
     assert result.exit_code == 0, result.output
     onnx.checker.check_model(onnx.load(tmp_path / "r" / "model.onnx"))
+
+
+def test_every_epoch_can_be_kept(word_lm, torch, text, tmp_path):
+    pytest.importorskip("onnxscript", reason="exporting from torch needs onnxscript")
+    folder = tmp_path / "r"
+    for epochs, more in ((1, ()), (2, ("--resume",))):
+        call_ = ("train", text, "-o", folder, *SMALL, "--epochs", epochs, "--keep-epochs", *more)
+        result = call(word_lm, *call_)
+        assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (folder / "epochs").iterdir()) == [
+        "000.onnx", "001.onnx", "002.onnx"
+    ]  # fmt: skip
+    last = word_lm.load_file(folder / "last.safetensors")["embedding.weight"].numpy()
+    found = open_model(folder / "epochs" / "002.onnx").embeddings
+    np.testing.assert_array_equal(found, last)
+    assert not np.array_equal(open_model(folder / "epochs" / "000.onnx").embeddings, last)
+    result = call(word_lm, *call_, "--no-export")
+    assert result.exit_code == 2
+    assert "--keep-epochs exports every epoch" in " ".join(result.output.split())
 
 
 def test_export_of_what_is_no_run(word_lm, tmp_path):
