@@ -260,7 +260,7 @@ def test_another_corpus_is_refused(measure, ended, monkeypatch):
 def test_another_library_is_refused(measure, ended, monkeypatch):
     from mnemoscope.analyzer import _analyze
 
-    monkeypatch.setattr(_analyze, "_versions", lambda: {"numpy": "0.1"})
+    monkeypatch.setattr(_analyze, "versions", lambda: {"numpy": "0.1"})
     with pytest.raises(CheckpointError, match=r"numpy \(this run: 0.1, the checkpoint: "):
         measure(checkpoint=ended, resume=True)
 
