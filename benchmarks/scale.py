@@ -252,7 +252,7 @@ def cost(delays: int, seconds: float, threads: int | None) -> None:
         parts = 1000 if ready > 1 else 1  # checkpoints carry their states side by side
         whole = max(carry / parts, (carry * (parts > 1) + work) / 100)
         found.add_row(job, f"{positions:,.0f}", shown(carry), shown(work), shown(whole),
-                      f"{parts * (1 + work / carry):,.0f}")  # fmt: skip
+                      "1,000" if ready > 1 else f"{1 + work / carry:,.0f}")  # fmt: skip
     console.print(found)
 
     large, widest = Shape(4, 4096, 4096), rates[-1]
