@@ -143,8 +143,12 @@ def measure(shape: Shape, delays: int, seconds: float, threads: int | None) -> R
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         model = open_model(shape.save(Path(folder) / "m.onnx"))
-        length = 8 * (delays + 1)
+        length = 2 * (delays + 1)
         ids = np.random.default_rng(0).integers(0, WORDS, 1_000_000)
+
+        def full(count: int) -> float:
+            """How many positions at all delays the work of the first `count` is."""
+            return float(np.minimum(np.arange(1, count + 1), delays + 1).sum() / (delays + 1))
 
         def once(count: int) -> tuple[float, Run]:
             corpus = Corpus(ids[:count], "random", "", 1, 0)
@@ -158,7 +162,7 @@ def measure(shape: Shape, delays: int, seconds: float, threads: int | None) -> R
         ready = time.perf_counter() - began - first
         assert shape.work(delays) == folded_work(run._linearization()) * (delays + 1), shape
         count = int(np.clip(length * seconds / first, length, len(ids)))
-        position = once(count)[0] / count if count > length else first / length
+        position = (once(count)[0] if count > length else first) / full(count)
         job = run.job(plan(length, delays, blocks=2), Groups.everything(length))
         start, now = time.perf_counter(), job.stepper.initial()
         steps = 0
@@ -248,7 +252,7 @@ def cost(delays: int, seconds: float, threads: int | None) -> None:
         parts = 1000 if ready > 1 else 1  # checkpoints carry their states side by side
         whole = max(carry / parts, (carry * (parts > 1) + work) / 100)
         found.add_row(job, f"{positions:,.0f}", shown(carry), shown(work), shown(whole),
-                      f"{parts * (1 + work / carry):,.0f}")  # fmt: skip
+                      "1,000" if ready > 1 else f"{1 + work / carry:,.0f}")  # fmt: skip
     console.print(found)
 
     large, widest = Shape(4, 4096, 4096), rates[-1]
