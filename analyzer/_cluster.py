@@ -182,6 +182,16 @@ def in_order(client: Client, tasks: Iterator[T]) -> Iterator[T]:
         yield waiting.popleft()
 
 
+def over(task: Future, seconds: float) -> bool:
+    """Wait a little; whether a task has ended, well or not."""
+    until = time.monotonic() + seconds
+    while not task.done():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def result_of(task: Future, what: str) -> Any:
     """The result of a task; what becomes of it otherwise is an error that says `what` it was.
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import _memory
-from ._cluster import Cluster, connected, in_order, result_of
+from ._cluster import Cluster, connected, in_order, over, result_of
 from ._device import DeviceProducts
 from ._products import Products
 from ._rows import RowProducts, RowWindow
@@ -29,6 +29,7 @@ from .linearize import Linearization
 from .sums import Accumulator, Partial, Plan
 
 _MOST = 6  # shards of a task: half a minute, which a lost worker loses
+_WAIT = 0.5  # seconds
 _EACH = 4  # tasks of a worker at least, so that none waits long for the last
 
 
@@ -160,7 +161,7 @@ class Spread:
     def advance(
         self, done: int, carrier: Carrier, progress: Callable[[int, int], None] | None = None
     ) -> Generator[tuple[int, int, States]]:
-        """As `Job.advance`, some neighbouring shards a task.
+        """As `Job.advance`, some neighbouring shards a task; while it waits nothing is news.
 
         Raises:
             MnemoscopeError: A worker raised it, or the cluster cannot be used.
@@ -185,6 +186,8 @@ class Spread:
             steps = sum(s.steps for s in self.shards[:done])
             total = sum(s.steps for s in self.shards)
             for i, (part, found) in enumerate(zip(parts, in_order(client, tasks()), strict=True)):
+                while not over(found, _WAIT):  # so that who was asked to end need not wait
+                    yield done, part[0].begin, starts[i]
                 what = f"positions {part[0].begin:,} to {part[-1].end - 1:,}"
                 self.sums.merge(result_of(found, what))
                 done += len(part)
