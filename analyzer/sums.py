@@ -214,6 +214,47 @@ class Accumulator:
                     if half == 0:
                         self._half_count[g, here] += 1
 
+    def places(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where some inputs count.
+
+        Args:
+            inputs: ``[input]`` positions.
+
+        Returns:
+            ``[entry]`` numbers of the inputs, and ``[entry, 3]`` block, half and group of each.
+        """
+        first, last = self._groups.start[inputs], self._groups.start[inputs + 1]
+        widths = last - first
+        number = np.repeat(np.arange(len(inputs)), widths)
+        entry = np.arange(len(number)) + np.repeat(first - (np.cumsum(widths) - widths), widths)
+        at = inputs[number]
+        found = np.stack([self._plan.block[at], self._plan.half[at], self._groups.group[entry]], 1)
+        return number[found[:, 0] >= 0], found[found[:, 0] >= 0]
+
+    @property
+    def most_additions(self) -> int:
+        """How many additions in single precision may make a sum that is given to `add_sum`."""
+        return _FLUSH
+
+    def add_sum(
+        self, block: int, half: int, group: int, values: np.ndarray, counts: np.ndarray
+    ) -> None:
+        """Add to the totals what was summed elsewhere.
+
+        Args:
+            block: Where the inputs count.
+            half: The same.
+            group: The same.
+            values: ``[delay, E, n]`` sums at every delay, the states side by side.
+            counts: ``[delay]``, how many Jacobians each holds.
+        """
+        self._block_sum[block, group] += values
+        self._block_count[block, group] += counts
+        if half == 0:
+            self._half_sum[group] += values
+            self._half_count[group] += counts
+        self._held.release()
+
     def flush(self) -> None:
         """Move everything to the totals."""
         for target in self._targets.values():
