@@ -235,7 +235,7 @@ class _Schedule:
         follow: ``[time, stream]``, whether the token is one of those that are followed.
         move: ``[time, stream]``, whether the state advances.
         weights: ``[time, key, stream]``, whether the token counts there.
-        keys: Block, half and group of each place where any counts.
+        keys: Where any counts, as `Accumulator.places` says.
         lengths: ``[stream]`` time steps of each.
         max_delay: τ_max.
     """
@@ -245,7 +245,7 @@ class _Schedule:
     follow: np.ndarray
     move: np.ndarray
     weights: np.ndarray
-    keys: list[tuple[int, int, int]]
+    keys: list[tuple[int, int]]
     lengths: np.ndarray
     max_delay: int
 
@@ -276,7 +276,7 @@ class _Schedule:
             follow=follow,
             move=time + 1 < lengths,
             weights=weights,
-            keys=[(int(b), int(h), int(g)) for b, h, g in keys],
+            keys=[(int(b), int(g)) for b, g in keys],
             lengths=lengths,
             max_delay=max_delay,
         )
@@ -487,11 +487,13 @@ class _StepGraph:
         return name
 
     def _scaled(self, source: str, block: Jacobian) -> str:
+        size = self._size(source)
         factor = self._carry
         if block.kind == "diagonal":
-            diagonal = self._reshape(str(block.tensor), -1, 1, self._size(source))
-            factor = self._emit("Mul", diagonal, factor)
-        return self._emit("Mul", self._tangents(source), factor)
+            factor = self._emit("Mul", self._reshape(str(block.tensor), -1, 1, size), factor)
+        # As large as the tangents of one delay: what is left to repeat are long rows.
+        shape = [self._streams, self._step.embedding_size, size]
+        return self._emit("Mul", self._tangents(source), self._emit("Expand", factor, self._constant(shape)))
 
     def _add(self, terms: list[str], out: str | None = None) -> str:
         total = terms[0]

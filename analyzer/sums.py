@@ -221,38 +221,42 @@ class Accumulator:
             inputs: ``[input]`` positions.
 
         Returns:
-            ``[entry]`` numbers of the inputs, and ``[entry, 3]`` block, half and group of each.
+            ``[entry]`` numbers of the inputs, and ``[entry, 2]`` block and group of each, with -1
+            for the block where it is the first half that they count in.
         """
-        first, last = self._groups.start[inputs], self._groups.start[inputs + 1]
-        widths = last - first
+        first = self._groups.start[inputs]
+        widths = self._groups.start[inputs + 1] - first
         number = np.repeat(np.arange(len(inputs)), widths)
         entry = np.arange(len(number)) + np.repeat(first - (np.cumsum(widths) - widths), widths)
-        at = inputs[number]
-        found = np.stack([self._plan.block[at], self._plan.half[at], self._groups.group[entry]], 1)
-        return number[found[:, 0] >= 0], found[found[:, 0] >= 0]
+        at, group = inputs[number], self._groups.group[entry]
+        in_block = self._plan.block[at] >= 0
+        in_half = in_block & (self._plan.half[at] == 0)
+        places = [
+            np.stack([self._plan.block[at], group], 1)[in_block],
+            np.stack([np.full_like(group, -1), group], 1)[in_half],
+        ]
+        return np.concatenate([number[in_block], number[in_half]]), np.concatenate(places)
 
     @property
     def most_additions(self) -> int:
         """How many additions in single precision may make a sum that is given to `add_sum`."""
         return _FLUSH
 
-    def add_sum(
-        self, block: int, half: int, group: int, values: np.ndarray, counts: np.ndarray
-    ) -> None:
+    def add_sum(self, block: int, group: int, values: np.ndarray, counts: np.ndarray) -> None:
         """Add to the totals what was summed elsewhere.
 
         Args:
-            block: Where the inputs count.
-            half: The same.
+            block: Where the inputs count; -1 for the first half.
             group: The same.
             values: ``[delay, E, n]`` sums at every delay, the states side by side.
             counts: ``[delay]``, how many Jacobians each holds.
         """
-        self._block_sum[block, group] += values
-        self._block_count[block, group] += counts
-        if half == 0:
+        if block < 0:
             self._half_sum[group] += values
             self._half_count[group] += counts
+        else:
+            self._block_sum[block, group] += values
+            self._block_count[block, group] += counts
         self._held.release()
 
     def flush(self) -> None:
