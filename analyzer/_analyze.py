@@ -17,13 +17,17 @@ import numpy as np
 from . import _memory, _runtime
 from ._device import DeviceProducts
 from ._files import printable
-from ._products import AHEAD, Products, Window, carried_states
+from ._pipeline import AHEAD, processors
+from ._products import Products, Window
+from ._reading import carried_states
+from ._rows import RowProducts, RowWindow, cheaper_by_rows
 from ._shards import Carrier, Shard, positions_of, shards
+from ._sketch import Sketch
 from ._states import States, Stepper
 from ._version import __version__
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError
-from .grouping import require_followed
+from .grouping import those_followed
 from .groups import Groups
 from .linearize import (
     Linearization,
@@ -63,6 +67,7 @@ def analyze(
     memory: int | None = None,
     tf32: bool | None = None,
     threads: int | None = None,
+    sketch: int | None = None,
     groups: Groups | None = None,
     keep_blocks: int | None = None,
     scratch: str | os.PathLike[str] | None = None,
@@ -91,12 +96,15 @@ def analyze(
         memory: Bytes that the run may take; default 80 % of what is free.
         tf32: Let CUDA round factors of matrix products to TF32; default False.
         threads: How many to use on the CPU; default one for each processor.
+        sketch: Follow so many directions of the embedding space for each input instead of all of
+            it: fewer products, an estimate with the same mean and larger standard errors.
         groups: Classes of input positions that are averaged apart; default one group ``all``.
+            Those that hold none of the sample are left out.
         keep_blocks: Bytes of the result that the mean of each block may take, from which other
             measures get their standard errors; default 256 MiB, and none are kept if all of them
             together need more.
         scratch: Folder for a temporary file that holds sums of more than 1 GiB; default that of
-            temporary files.
+            temporary files. One that is itself held in memory (tmpfs) is not used.
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
 
@@ -134,12 +142,14 @@ def analyze(
         memory=memory,
         tf32=tf32,
         threads=threads,
+        sketch=sketch,
+        seed=seed,
         scratch=tempfile.gettempdir() if scratch is None else scratch,
         report=report,
     )
     result.check_state_names(list(run.sizes))
     layout = plan(len(corpus), run.delays, blocks=blocks, positions=positions, seed=seed)
-    require_followed(chosen, layout.block >= 0)
+    chosen = those_followed(chosen, layout.block >= 0, report)
     if positions is not None and positions >= len(corpus):
         say(f"The corpus has {len(corpus):,} positions, so all of them are followed.")
     keep_blocks = _BLOCK_GRADIENT_LIMIT if keep_blocks is None else keep_blocks
@@ -172,7 +182,8 @@ def analyze(
 class Run:
     """A model made ready to be followed over a corpus, any number of times.
 
-    Arguments are those of `analyze`, but for `scratch`, without which sums are held in memory.
+    Arguments are those of `analyze`, but for `scratch`, without which sums are held in memory, and
+    `side`: ``columns`` of the embedding or ``rows`` of the states (default what is cheaper).
 
     Attributes:
         delays: Largest delay.
@@ -200,6 +211,9 @@ class Run:
         memory: int | None = None,
         tf32: bool | None = None,
         threads: int | None = None,
+        sketch: int | None = None,
+        seed: int = 0,
+        side: Literal["columns", "rows"] | None = None,
         scratch: str | os.PathLike[str] | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
@@ -227,7 +241,10 @@ class Run:
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._method, self._step_width = model, corpus, method, step
         self._budget, self._tf32, self._threads = _memory.allowed(memory), bool(tf32), threads
-        self._scratch = scratch
+        # A file that lies in memory saves none.
+        self._volatile = scratch is not None and _memory.holds(scratch)
+        self._scratch, self._side = None if self._volatile else scratch, side
+        self._sketch = self._dealt(sketch, seed)
         self._linear: Linearization | None = None
         self.embeddings = model.embeddings_in(self.step.dtype)
         self.attributes = {
@@ -246,6 +263,7 @@ class Run:
             "precision": str(self.step.dtype),
             "tf32": self._tf32,
             "threads": threads,
+            "sketch": sketch,
             "versions": _versions(),
         }
         self.state_info = {
@@ -275,6 +293,10 @@ class Run:
         job = self.job(layout, groups, after)
         job.follow(job.shards, job.carrier(), progress)
         found = job.sums.result()
+        if self._sketch is not None:
+            for of_state in found.values():
+                self._sketch.unfold(of_state.block_sum)
+                self._sketch.unfold(of_state.half_sum)
         if not all(map(_finite, found.values())):
             raise MnemoscopeError(
                 "The Jacobians overflowed: the state's derivatives grow without bound on this "
@@ -288,15 +310,16 @@ class Run:
         need = self._need(layout, groups, after)
         _memory.require(need.least(), self._budget, "This run", need.advice)
         linear = self._linearization()
-        whole = need.whole(linear)
+        whole = need.whole(linear, self._by_rows(linear, layout))
         filed = f" and {_memory.shown(need.size.totals)} in a temporary file" if need.filed else ""
         self._say(
             f"Memory: about {_memory.shown(whole)} of {_memory.shown(self._budget)} allowed{filed}."
         )
         _memory.require(whole, self._budget, "This run", need.advice)
-        products = self._products(linear)
+        products = self._products(linear, layout)
         sums = Accumulator(layout, self.delays, self.sizes, step.embedding_size, step.dtype,
-                           groups, products.parts, self._scratch)  # fmt: skip
+                           groups, products.parts, self._scratch,
+                           isinstance(products, RowProducts))  # fmt: skip
         stepper = Stepper(step, self.embeddings, self._provider)
         return Job(self._corpus, self.shards(layout, groups), products, sums, stepper)
 
@@ -310,25 +333,27 @@ class Run:
         most = positions_of(self._linearization(), self.delays, len(groups))
         return shards(layout, self.delays, len(self._corpus), most)
 
-    def work(self, layout: Plan, groups: Groups) -> int:
-        """Time steps in all: inputs and the steps after each shard in which its memory fades."""
-        return sum(shard.steps for shard in self.shards(layout, groups))
+    def most_groups(self, members: int, after: int = 0) -> int:
+        """How many groups of so many members, in one block, can be summed at once in memory.
 
-    def most_groups(self, members: int) -> int:
-        """How many groups of so many members, in one block, can be summed at once in memory."""
+        Args:
+            members: Of each group.
+            after: As `sums` takes it.
+        """
         one = Groups.from_numbers(
             ["group"], np.where(np.arange(len(self._corpus)) < members, 0, -1)
         )
         length = len(self._corpus)
         layout = Plan(np.array([[0, length]]), np.zeros(length, int), np.zeros(length, int), 1)
-        need = self._need(layout, one, 0)
+        need = self._need(layout, one, after)
         # As many again count their staging sums twice over, which one does not.
         each = need.size.totals + 2 * need.size.staging // (2 + STAGED)
         return max(1, (self._budget - need.whole(self._linearization())) // each)
 
     def _need(self, layout: Plan, groups: Groups, after: int) -> _Need:
         return _Need(layout, self.delays, self.sizes, groups, self.step, self._model, after,
-                     self._scratch is not None)  # fmt: skip
+                     self._scratch is not None, self._volatile,
+                     sum(self._sketch.hands) if self._sketch else None)  # fmt: skip
 
     def _linearization(self) -> Linearization:
         if self._linear is None:
@@ -354,12 +379,39 @@ class Run:
                 "what two such steps agree on is the model's."
             )
 
-    def _products(self, linear: Linearization) -> Products | DeviceProducts:
+    def _products(
+        self, linear: Linearization, layout: Plan
+    ) -> Products | RowProducts | DeviceProducts:
         wanted = list(self.sizes)
-        if self._provider == _runtime.CPU:
-            return Products(linear, self.delays, wanted, self.embeddings, threads=self._threads)
-        return DeviceProducts(linear, self.delays, wanted, self.embeddings,
-                              provider=self._provider, tf32=self._tf32)  # fmt: skip
+        if self._provider != _runtime.CPU:
+            return DeviceProducts(linear, self.delays, wanted, self.embeddings,
+                                  provider=self._provider, tf32=self._tf32)  # fmt: skip
+        if self._by_rows(linear, layout):
+            return RowProducts(linear, self.delays, wanted, self.embeddings, threads=self._threads)
+        return Products(linear, self.delays, wanted, self.embeddings, threads=self._threads,
+                        sketch=self._sketch)  # fmt: skip
+
+    def _by_rows(self, linear: Linearization, layout: Plan) -> bool:
+        if self._sketch is not None or self._provider != _runtime.CPU:
+            return False
+        if self._side is not None:
+            return self._side == "rows"
+        # Rows are carried past inputs that nobody follows, columns are not.
+        inside = sum(int(high - low) for low, high in layout.stretches)
+        return layout.inputs == inside and cheaper_by_rows(linear, list(self.sizes))
+
+    def _dealt(self, directions: int | None, seed: int) -> Sketch | None:
+        size = self.step.embedding_size
+        if directions is None or directions == size:
+            return None
+        if not 1 <= directions < size:
+            raise MnemoscopeError(
+                f"A sketch takes 1 to {size} directions, as many as the embedding has, not "
+                f"{directions}."
+            )
+        if self._provider != _runtime.CPU:
+            raise MnemoscopeError("A sketch runs on the CPU only: use --provider cpu.")
+        return Sketch(size, directions, self._threads or processors(), seed, self.step.dtype)
 
 
 @dataclass(frozen=True)
@@ -376,7 +428,7 @@ class Job:
 
     corpus: Corpus
     shards: list[Shard]
-    products: Products | DeviceProducts
+    products: Products | RowProducts | DeviceProducts
     sums: Accumulator
     stepper: Stepper
 
@@ -411,8 +463,12 @@ class Job:
             self.sums.flush()
             before += shard.steps
 
-    def _visit(self, window: Window) -> None:
-        self.sums.add(window.time, window.inputs, window.jacobians, window.part)
+    def _visit(self, window: Window | RowWindow) -> None:
+        if isinstance(window, RowWindow):
+            self.sums.add_input(window.position, window.jacobians, window.part)
+        else:
+            self.sums.add(window.time, window.inputs, window.jacobians, window.part,
+                          window.directions)  # fmt: skip
 
 
 def _finite(sums: Sums) -> bool:
@@ -481,6 +537,8 @@ class _Need:
     model: MemoryModel
     after: int  # what is made of the sums while they are held
     scratch: bool  # whether there is a folder for large totals
+    volatile: bool = False  # whether it was not used, since its files would lie in memory
+    sketch: int | None = None  # directions that are followed for each input
 
     @property
     def size(self) -> Size:
@@ -502,18 +560,25 @@ class _Need:
         totals = size.totals // (self.layout.blocks + 1) if self.filed else size.totals
         # Whitening takes three tables in double precision; the file is parsed, cut, written out
         # and loaded.
+        columns = min(self._columns, sum(self.sizes.values()))
         return (
-            self._tangents(list(self.sizes))
+            self._tangents(list(self.sizes), columns)
             + totals
             + max(size.staging, self.after)
             + table * (2 * item + 24)
             + 4 * proto
         )
 
-    def whole(self, linear: Linearization) -> int:
+    def whole(self, linear: Linearization, by_rows: bool = False) -> int:
         """With the states that are carried along, and the derivatives."""
         item, sources = self.step.dtype.itemsize, linear.step.sources
-        more = self._tangents(carried_states(linear, list(self.sizes)))
+        carried, wanted = carried_states(linear, list(self.sizes)), sum(self.sizes.values())
+        least = min(self._columns, wanted)
+        if by_rows:
+            found = (self.delays + 1) * wanted * self.step.embedding_size * item
+            more = self._tangents(carried, wanted) + found
+        else:
+            more = self._tangents(carried, self._columns)
         dense = sum(
             sources[source][1] * sources[state][1]
             for (state, source), j in linear.jacobians.items()
@@ -521,7 +586,7 @@ class _Need:
         )
         return (
             self.least()
-            - self._tangents(list(self.sizes))
+            - self._tangents(list(self.sizes), least)
             + more
             # The batches that wait for the products, one as it comes and one being arranged.
             + (AHEAD + 3) * linear.batch * dense * item
@@ -529,18 +594,25 @@ class _Need:
             + 8 * linear.model.ByteSize()
         )
 
-    def _tangents(self, states: list[str]) -> int:
-        """Two buffers, and what the products hold besides (on a GPU two more)."""
+    @property
+    def _columns(self) -> int:
+        """Of the embedding that are carried."""
+        return self.sketch or self.step.embedding_size
+
+    def _tangents(self, states: list[str], number: int) -> int:
+        """Two buffers of so many columns or rows, and what the products hold besides."""
         width = sum(c.size for c in self.step.differentiable if c.name in states)
-        rows = (self.delays + 1) * self.step.embedding_size
-        return 4 * rows * width * self.step.dtype.itemsize
+        return 4 * (self.delays + 1) * number * width * self.step.dtype.itemsize
 
     @property
     def advice(self) -> str:
         """What to ask less of."""
+        disk = ""
+        if self.volatile and self.size.filed:
+            disk = "write the output to a folder that is not in memory (tmpfs), "
         return (
             f"Ask for fewer --delays (now {self.delays}), one --state (now "
-            f"{', '.join(self.sizes)}), fewer --blocks (now {self.layout.blocks}), or raise "
+            f"{', '.join(self.sizes)}), fewer --blocks (now {self.layout.blocks}), {disk}or raise "
             "--memory."
         )
 

@@ -9,13 +9,13 @@ import json
 import math
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ._files import printable
+from ._toml import parse_toml
 from .errors import BudgetError
 
 _MOST_BYTES = 1_000_000
@@ -318,10 +318,9 @@ def read_budget(path: str | os.PathLike[str]) -> Budget:
     shown = printable(path)
     text = _read_text(path, shown)
     try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also integers of 5,000 digits
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise BudgetError(f"{shown} is not valid TOML: {why}.") from None
+        data = parse_toml(text)
+    except ValueError as error:
+        raise BudgetError(f"{shown} is not valid TOML: {error}.") from None
     lines = text.splitlines()
     known = [*_ROOT, "analysis", *RULES]
     for key in data:

@@ -8,7 +8,8 @@ ones are left alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from ._columns import Annotations, Column
@@ -20,14 +21,24 @@ _ID = re.compile(r"([0-9]{1,9})(?:([-.])([0-9]{1,9}))?")
 _NOTHING = "_"
 
 
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A syntactic word of a treebank, as its columns are written: ``_`` where they say nothing."""
+
+    form: str
+    lemma: str
+    upos: str
+    xpos: str
+    features: str
+
+
 def read_conllu(
     lines: Iterable[str], name: str, end: str | None
 ) -> tuple[list[str], int, Annotations]:
     """Read the syntactic words of each sentence, and their classes.
 
-    Lines of multiword tokens (``1-2``) are left out in favour of the words that they consist of,
-    and so are empty nodes (``5.1``), which are no words of the text. ``_`` means no class. A
-    feature of several values (``Case=Acc,Dat``) puts its word in a class for each.
+    ``_`` means no class. A feature of several values (``Case=Acc,Dat``) puts its word in a class
+    for each.
 
     Args:
         lines: Without their ends; what follows the last line end counts as a line unless empty.
@@ -41,105 +52,94 @@ def read_conllu(
     Raises:
         CorpusError: A line is not what the format says; the message gives its number.
     """
-    bank = _Treebank(end)
+    words: list[str] = []
+    columns = {column: Column() for column in ("upos", "xpos", "lemma", "features")}
+    sentences = 0
+    for sentence in read_sentences(lines, name):
+        sentences += 1
+        for word in sentence:
+            words.append(word.form)
+            for column, kept in columns.items():
+                content = getattr(word, column)
+                # A word may be an underscore itself: then its lemma is no gap.
+                gap = content == _NOTHING and not (column == "lemma" and word.form == _NOTHING)
+                kept.add(None if gap else content)
+        if end is not None:
+            words.append(end)
+            for kept in columns.values():
+                kept.add(None)
+    features = columns.pop("features")
+    makers: dict[str, Callable[[], Groups]] = {
+        column: kept.groups for column, kept in columns.items() if kept.contents
+    }
+    pairs = {content: _features(content) for content in features.contents}
+    for feature in sorted({key for found in pairs.values() for key, _ in found}):
+        makers[f"feature:{feature}"] = partial(_feature, features, pairs, feature)
+    return words, sentences, Annotations(makers)
+
+
+def _feature(column: Column, pairs: dict[str, list[tuple[str, str]]], feature: str) -> Groups:
+    return column.groups(lambda content: [value for key, value in pairs[content] if key == feature])
+
+
+def read_sentences(lines: Iterable[str], name: str) -> Iterator[list[Word]]:
+    """Read the syntactic words, sentence by sentence.
+
+    Lines of multiword tokens (``1-2``) are left out in favour of the words that they consist of,
+    and so are empty nodes (``5.1``), which are no words of the text.
+
+    Args:
+        lines: As `read_conllu` takes them.
+        name: Of the file, for messages.
+
+    Raises:
+        CorpusError: A line is not what the format says; the message gives its number.
+    """
+    number, last = 0, ""
+    words: list[Word] = []
+    ids = _Sentence()
+    checked: set[str] = set()
     try:
-        for line in lines:
-            bank.read(line)
-        bank.finish()
+        for number, last in enumerate(lines, 1):  # noqa: B007 - both are needed after the loop
+            if not last:
+                if ids.started:
+                    ids.close()
+                    yield words
+                words, ids = [], _Sentence()
+            elif not last.startswith("#"):
+                word = _word(last, ids)
+                if word is None:
+                    continue
+                if word.features not in checked:
+                    _features(word.features)
+                    checked.add(word.features)
+                words.append(word)
+            elif ids.started:
+                raise _Invalid("a comment inside a sentence; comments come before its first word.")
+        if last:
+            raise _Invalid(
+                "the file ends inside a sentence; a blank line must follow the last one. The file "
+                "may be cut off."
+            )
     except _Invalid as error:
         raise CorpusError(
-            f"The treebank {name} is not valid CoNLL-U: line {bank.line}: {error}"
+            f"The treebank {name} is not valid CoNLL-U: line {number}: {error}"
         ) from None
-    return bank.words, bank.sentences, bank.annotations()
 
 
 class _Invalid(Exception):
     """What is wrong with a line."""
 
 
-class _Treebank:
-    """What was read so far.
-
-    Attributes:
-        words: All of them, and the ends of sentences.
-        sentences: How many ended.
-        line: Number of the last line.
-    """
-
-    def __init__(self, end: str | None) -> None:
-        self.words: list[str] = []
-        self.sentences = 0
-        self.line = 0
-        self._end = end
-        self._columns = {name: Column() for name in ("upos", "xpos", "lemma", "feats")}
-        self._features: dict[str, list[tuple[str, str]]] = {}
-        self._sentence = _Sentence()
-        self._last = ""
-
-    def read(self, line: str) -> None:
-        """Take the next line."""
-        self.line += 1
-        self._last = line
-        if not line:
-            if self._sentence.started:
-                self._close()
-            self._sentence = _Sentence()
-        elif not line.startswith("#"):
-            self._row(line)
-        elif self._sentence.started:
-            raise _Invalid("a comment inside a sentence; comments come before its first word.")
-
-    def finish(self) -> None:
-        """Make sure that the last line ended a sentence."""
-        if self._last:
-            raise _Invalid(
-                "the file ends inside a sentence; a blank line must follow the last one. The file "
-                "may be cut off."
-            )
-
-    def annotations(self) -> Annotations:
-        """The columns that hold anything."""
-        makers: dict[str, Callable[[], Groups]] = {
-            name: column.groups
-            for name, column in self._columns.items()
-            if name != "feats" and column.contents
-        }
-        for feature in sorted({name for pairs in self._features.values() for name, _ in pairs}):
-            makers[f"feature:{feature}"] = partial(self._feature, feature)
-        return Annotations(makers)
-
-    def _feature(self, feature: str) -> Groups:
-        return self._columns["feats"].groups(
-            lambda content: [value for name, value in self._features[content] if name == feature]
-        )
-
-    def _close(self) -> None:
-        self._sentence.close()
-        self.sentences += 1
-        if self._end is not None:
-            self._add(self._end)
-
-    def _row(self, line: str) -> None:
-        fields = line.split("\t")
-        if len(fields) != len(_COLUMNS):
-            raise _Invalid(_miscounted(line, len(fields)))
-        if "" in fields:
-            hollow = _COLUMNS[fields.index("")]
-            raise _Invalid(f"the column {hollow} is empty; nothing is written as _.")
-        if not self._sentence.take(fields[0]):
-            return
-        form, lemma, upos, xpos, feats = fields[1:6]
-        if feats not in self._features:
-            self._features[feats] = _features(feats)
-        # A word may be an underscore itself: then its lemma is no gap.
-        known = {"lemma": lemma} if lemma != _NOTHING or form == _NOTHING else {}
-        others = {"upos": upos, "xpos": xpos, "feats": feats}
-        self._add(form, **known, **{k: v for k, v in others.items() if v != _NOTHING})
-
-    def _add(self, word: str, **contents: str) -> None:
-        self.words.append(word)
-        for name, column in self._columns.items():
-            column.add(contents.get(name))
+def _word(line: str, ids: _Sentence) -> Word | None:
+    """The word on a line; None for a multiword token or an empty node."""
+    fields = line.split("\t")
+    if len(fields) != len(_COLUMNS):
+        raise _Invalid(_miscounted(line, len(fields)))
+    if "" in fields:
+        hollow = _COLUMNS[fields.index("")]
+        raise _Invalid(f"the column {hollow} is empty; nothing is written as _.")
+    return Word(*fields[1:6]) if ids.take(fields[0]) else None
 
 
 def _features(content: str) -> list[tuple[str, str]]:

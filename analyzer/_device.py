@@ -14,7 +14,8 @@ import onnxruntime as ort
 from onnx import helper
 
 from . import _runtime
-from ._products import Stretch, Visit, Window, carried_states
+from ._products import Stretch, Visit, Window
+from ._reading import carried_states
 from ._states import States
 from .linearize import EMBEDDING, Linearization
 

@@ -10,15 +10,25 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from scipy.linalg import cython_blas
 
 
-def gemm_of(dtype: np.dtype) -> Callable[[np.ndarray, np.ndarray, np.ndarray, bool], None]:
-    """``gemm(a, b, out, add)``: ``out = a · b``, or ``out += a · b`` where `add`.
+class Gemm(Protocol):
+    """``gemm(a, b, out, add)``: ``out = a · b``, or ``out += a · b`` where `add`."""
 
-    All three are matrices of `dtype` whose rows are contiguous; rows themselves may lie apart, as
+    def __call__(
+        self, a: np.ndarray, b: np.ndarray, out: np.ndarray, add: bool, transposed: bool = False
+    ) -> None:
+        """Multiply; by ``bᵀ`` where `transposed`."""
+
+
+def gemm_of(dtype: np.dtype) -> Gemm:
+    """The product of matrices of `dtype`.
+
+    All three are matrices whose rows are contiguous; rows themselves may lie apart, as
     those of a range of columns do. `out` overlaps neither factor.
     """
     letter, real = {4: ("s", ctypes.c_float), 8: ("d", ctypes.c_double)}[np.dtype(dtype).itemsize]
@@ -27,14 +37,17 @@ def gemm_of(dtype: np.dtype) -> Callable[[np.ndarray, np.ndarray, np.ndarray, bo
         return _with_numpy
     factors = [ctypes.byref(real(value)) for value in (0, 1)]
 
-    def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray, add: bool) -> None:
+    def gemm(
+        a: np.ndarray, b: np.ndarray, out: np.ndarray, add: bool, transposed: bool = False
+    ) -> None:
         # Row by row is column by column of the transposed: outᵀ = bᵀ · aᵀ.
         sizes = (out.shape[1], out.shape[0], a.shape[1])
         columns, rows, inner = (ctypes.byref(ctypes.c_int(n)) for n in sizes)
         a_at, a_lead = _place(a)
         b_at, b_lead = _place(b)
         out_at, out_lead = _place(out)
-        routine(b"N", b"N", columns, rows, inner, factors[1], b_at, b_lead, a_at, a_lead,
+        turned = b"T" if transposed else b"N"
+        routine(turned, b"N", columns, rows, inner, factors[1], b_at, b_lead, a_at, a_lead,
                 factors[add], out_at, out_lead)  # fmt: skip
 
     return gemm
@@ -67,7 +80,10 @@ def _routine(name: str) -> Callable | None:
     return ctypes.CFUNCTYPE(None, *arguments)(api.PyCapsule_GetPointer(capsule, signature))
 
 
-def _with_numpy(a: np.ndarray, b: np.ndarray, out: np.ndarray, add: bool) -> None:
+def _with_numpy(
+    a: np.ndarray, b: np.ndarray, out: np.ndarray, add: bool, transposed: bool = False
+) -> None:
+    b = b.T if transposed else b
     if add:
         np.add(out, a @ b, out=out)
     else:

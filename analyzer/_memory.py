@@ -58,6 +58,17 @@ def allowed(memory: int | None = None) -> int:
     return int(available() * 0.8) if memory is None else memory
 
 
+def holds(folder: str | os.PathLike[str]) -> bool:
+    """Whether files of a folder lie in memory, as those of Linux's tmpfs do."""
+    path = Path(folder).resolve()
+    try:
+        kinds = {m.mountpoint: m.fstype for m in psutil.disk_partitions(all=True)}
+    except (OSError, RuntimeError, psutil.Error):  # what is mounted cannot be told
+        return False
+    here = next((kinds[str(p)] for p in (path, *path.parents) if str(p) in kinds), "")
+    return here in ("tmpfs", "ramfs")
+
+
 def require(need: int, budget: int, what: str, advice: str) -> None:
     """Refuse what does not fit.
 

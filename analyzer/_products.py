@@ -18,23 +18,18 @@ Matrix products are nearly all of the work, and everything here serves to leave 
 
 from __future__ import annotations
 
-import itertools
-import os
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from . import _runtime
 from ._gemm import gemm_of
-from ._states import States, Stepper
-from .linearize import EMBEDDING, Linearization
-
-AHEAD = 4  # batches that may wait for the products
-_CONTROL = Path("/sys/fs/cgroup")
+from ._pipeline import Pipeline, one_thread_a_product, parts_of, processors
+from ._reading import Batch, Layout, Reader, Term, carried_states
+from ._sketch import Sketch
+from ._states import States
+from .linearize import Linearization
 
 
 @dataclass(frozen=True)
@@ -44,15 +39,18 @@ class Window:
     Attributes:
         time: Position t of the input just read.
         inputs: ``[slot]`` positions t-τ of the inputs that are followed, newest first.
-        part: Coordinates of the embedding.
+        part: Coordinates of the embedding; or directions of a sketch.
         jacobians: ``[slot, E of the part, n]``, the wanted states side by side in the order in
             which they were asked for: a view that is soon overwritten.
+        directions: ``[slot, row]`` which directions of the part the rows are; None where they are
+            all of its coordinates.
     """
 
     time: int
     inputs: np.ndarray
     part: slice
     jacobians: np.ndarray
+    directions: np.ndarray | None = None
 
 
 Visit = Callable[[Window], None]
@@ -69,6 +67,7 @@ class Products:
             these depends on them.
         table: ``[V, E]`` embeddings.
         threads: How many to use; None means one for each processor.
+        sketch: Directions that stand for all coordinates of the embedding; None means all.
     """
 
     def __init__(
@@ -79,13 +78,22 @@ class Products:
         table: np.ndarray,
         *,
         threads: int | None = None,
+        sketch: Sketch | None = None,
     ) -> None:
         self._max_delay, self._threads = max_delay, threads or processors()
-        layout = _Layout(linearization, carried_states(linearization, wanted), wanted)
-        self._reader = _Reader(linearization, layout, table, self._threads)
+        layout = Layout(linearization, carried_states(linearization, wanted), wanted)
+        self._reader = Reader(linearization, layout, table, self._threads)
         step = linearization.step
-        self.parts = parts_of(step.embedding_size, self._threads)
-        self._parts = [_Part(layout, step.dtype, max_delay, part) for part in self.parts]
+        if sketch is None:
+            self.parts = parts_of(step.embedding_size, self._threads)
+            deals: list[_Deal | None] = [None] * len(self.parts)
+        else:
+            self.parts = sketch.parts
+            deals = [_Deal(sketch, i) for i in range(len(self.parts))]
+        self._parts = [
+            _Part(layout, step.dtype, max_delay, part, deal)
+            for part, deal in zip(self.parts, deals, strict=True)
+        ]
 
     def run(
         self,
@@ -110,8 +118,9 @@ class Products:
         """
         stretch = Stretch(begin, self._max_delay, len(tokens), follow)
         batches = self._reader.read(tokens[: stretch.end], start, begin, keep)
-        with _one_thread_a_product:
-            yield from _Pipeline(batches, self._parts, stretch, visit, self._threads).run()
+        parts = [partial(part.advance, stretch, visit) for part in self._parts]
+        with one_thread_a_product:
+            yield from Pipeline(batches, parts, self._threads).run()
 
     @property
     def kept(self) -> States | None:
@@ -162,166 +171,28 @@ class Stretch:
         return self._begin + position
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """The blocks of a few positions.
-
-    Attributes:
-        first: Number of the first position within the stretch.
-        count: How many there are.
-        values: Key of a `_Term` → ``[position, n]`` (diagonal) or ``[position, source, n]``
-            (dense), with 1 for ``position`` where all have the same.
-    """
-
-    first: int
-    count: int
-    values: dict[str, np.ndarray]
-
-    def at(self, key: str, position: int) -> np.ndarray:
-        """The value of one position."""
-        value = self.values[key]
-        return value[position if len(value) > 1 else 0]
-
-
-class _Reader:
-    """Carries the states ahead and linearises the step, several positions in one call."""
-
-    def __init__(
-        self, linearization: Linearization, layout: _Layout, table: np.ndarray, threads: int
-    ) -> None:
-        self._step, self._batch, self._table = linearization.step, linearization.batch, table
-        self._layout = layout
-        self._stepper = Stepper(self._step, table)
-        self._names = layout.tensors
-        model = _runtime.with_outputs(linearization.model, self._names)
-        # Block rules take little time, well spent beside the products on one thread. The other
-        # methods take most of it.
-        cheap = linearization.method == "jvp"
-        self._session = _runtime.session(model, threads=1 if cheap else threads, spinning=False)
-        self._reads = {i.name for i in self._session.get_inputs()}
-        self.kept: States | None = None
-
-    def read(
-        self, tokens: np.ndarray, start: States, begin: int, keep: int | None
-    ) -> Iterator[_Batch]:
-        """The blocks of every position in turn, from the states before the first."""
-        step, now = self._step, start
-        self.kept = None
-        for low in range(0, len(tokens), self._batch):
-            ids = tokens[low : low + self._batch]
-            where = f"near position {begin + low}"
-            before = []
-            for i, token in enumerate(ids):
-                before.append(now)
-                now = self._stepper.advance(now, int(token), where)
-                if low + i + 1 == keep:
-                    self.kept = now
-            # The last batch is filled up: a graph is made for one number of positions.
-            before += [before[-1]] * (self._batch - len(ids))
-            filled = np.concatenate([ids, np.repeat(ids[-1:], self._batch - len(ids))])
-            feeds = {c.input: np.concatenate([b[c.name] for b in before]) for c in step.components}
-            feeds[step.embedding] = self._table[filled]
-            if step.tokens:
-                feeds[step.tokens] = filled[:, None].astype(step.tokens_dtype)
-            yield _Batch(low, len(ids), self._layout.arrange(self._run(feeds, where)))
-
-    def _run(self, feeds: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-        if not self._names:
-            return {}
-        kept = {n: v for n, v in feeds.items() if n in self._reads}
-        values = _runtime.run(self._session, self._names, kept, where)
-        return dict(zip(self._names, values, strict=True))
-
-
-@dataclass(frozen=True)
-class _Term:
-    """What one source adds to some neighbouring columns of the buffer.
-
-    Attributes:
-        kind: ``dense``, ``diagonal`` or ``identity``.
-        source: Columns of the source; None for the embedding.
-        states: Columns that it adds to.
-        tensors: What holds the blocks, side by side.
-    """
-
-    kind: str
-    source: slice | None
-    states: slice
-    tensors: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        """Its name among the values of a batch."""
-        return "|".join(self.tensors)
-
-
-class _Layout:
-    """Where each state lies in the buffers, and which terms make up a step."""
-
-    def __init__(self, linearization: Linearization, carried: list[str], wanted: list[str]) -> None:
-        sizes = {c.name: c.size for c in linearization.step.differentiable}
-        self.spans: dict[str, slice] = {}
-        self.width = 0
-        for state in [*wanted, *(s for s in carried if s not in wanted)]:
-            self.spans[state] = slice(self.width, self.width + sizes[state])
-            self.width += sizes[state]
-        self.wanted = sum(sizes[s] for s in wanted)
-        self.terms = [t for source in self.spans for t in self._of(linearization, source)]
-        self.new = self._of(linearization, EMBEDDING)
-
-    def _of(self, linearization: Linearization, source: str) -> list[_Term]:
-        """The terms of a source: neighbouring dense blocks as one."""
-        found: list[_Term] = []
-        for state, span in self.spans.items():
-            j = linearization.jacobians[state, source]
-            if j.kind == "zero":
-                continue
-            names = (j.tensor,) if j.tensor else ()
-            term = _Term(j.kind, self.spans.get(source), span, names)
-            last = found[-1] if found else None
-            if last and last.kind == term.kind == "dense" and last.states.stop == span.start:
-                found[-1] = replace(last, states=slice(last.states.start, span.stop),
-                                    tensors=last.tensors + names)  # fmt: skip
-            else:
-                found.append(term)
-        return found
-
-    @property
-    def tensors(self) -> list[str]:
-        """All that the graph has to give."""
-        return sorted({name for term in (*self.terms, *self.new) for name in term.tensors})
-
-    def arrange(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What ONNX Runtime gave, as `_Batch` holds it."""
-        arranged = {}
-        for term in (*self.terms, *self.new):
-            parts = [values[name] for name in term.tensors]
-            if term.kind == "diagonal":
-                arranged[term.key] = parts[0]
-            elif term.kind == "dense":  # [source, position, state] → [position, source, states]
-                shape = (max(p.shape[1] for p in parts), len(parts[0]),
-                         sum(p.shape[2] for p in parts))  # fmt: skip
-                out, low = np.empty(shape, parts[0].dtype), 0
-                for p in parts:
-                    out[:, :, low : low + p.shape[2]] = np.moveaxis(p, 1, 0)
-                    low += p.shape[2]
-                arranged[term.key] = out
-        return arranged
-
-
 class _Part:
     """Some coordinates of the embedding, carried through all steps."""
 
-    def __init__(self, layout: _Layout, dtype: np.dtype, max_delay: int, part: slice) -> None:
-        self._layout, self._part, self._max_delay = layout, part, max_delay
-        shape = (max_delay + 1, part.stop - part.start, layout.width)
+    def __init__(
+        self,
+        layout: Layout,
+        dtype: np.dtype,
+        max_delay: int,
+        part: slice,
+        deal: _Deal | None = None,
+    ) -> None:
+        self._layout, self._part, self._max_delay, self._deal = layout, part, max_delay, deal
+        rows = part.stop - part.start if deal is None else deal.hand
+        shape = (max_delay + 1, rows, layout.width)
+        self._directions = np.zeros(shape[:2], np.int64)
         self._now, self._next = np.zeros(shape, dtype), np.zeros(shape, dtype)
         self._gemm = gemm_of(dtype)
         # What comes first in a column is written there, what follows is added. Scalings first,
         # since a product can add at no cost.
         order = {"diagonal": 0, "identity": 1, "dense": 2}
         fresh, zeroed = np.ones(layout.width, bool), np.zeros(layout.width, bool)
-        self._plan: list[tuple[_Term, bool]] = []
+        self._plan: list[tuple[Term, bool]] = []
         for term in sorted(layout.terms, key=lambda t: order[t.kind]):
             here = fresh[term.states]
             self._plan.append((term, not here.all()))
@@ -334,20 +205,22 @@ class _Part:
             t.states.stop - t.states.start for t in layout.new if t.kind == "dense"
         ) == layout.width  # fmt: skip
 
-    def advance(self, batch: _Batch, stretch: Stretch, visit: Visit) -> None:
+    def advance(self, stretch: Stretch, visit: Visit, batch: Batch) -> None:
         """Take the positions of a batch."""
         with np.errstate(over="ignore", invalid="ignore"):  # refused once, at the end
             for i in range(batch.count):
                 inputs, insert = stretch.at(batch.first + i)
                 self._multiply(batch, i, len(inputs) - insert, int(insert))
                 if insert:
-                    self._insert(batch, i)
+                    self._insert(batch, i, int(inputs[0]))
                 if len(inputs):
                     rows = self._next[: len(inputs), :, : self._layout.wanted]
-                    visit(Window(stretch.time(batch.first + i), inputs, self._part, rows))
+                    directions = None if self._deal is None else self._directions[: len(inputs)]
+                    time = stretch.time(batch.first + i)
+                    visit(Window(time, inputs, self._part, rows, directions))
                 self._now, self._next = self._next, self._now
 
-    def _multiply(self, batch: _Batch, i: int, slots: int, shift: int) -> None:
+    def _multiply(self, batch: Batch, i: int, slots: int, shift: int) -> None:
         """``T_s' = Σ_x T_x · J[s, x]`` for the first slots, written `shift` slots later."""
         if not slots:
             return
@@ -361,177 +234,44 @@ class _Part:
                 self._gemm(tangents, batch.at(term.key, i), out, add)
             elif term.kind == "identity":
                 np.add(out, tangents, out=out) if add else np.copyto(out, tangents)
-            elif add:
-                out += tangents * batch.at(term.key, i)
             else:
-                np.multiply(tangents, batch.at(term.key, i), out=out)
+                # All states that the source scales into in one pass, while its row is at hand.
+                number = out.shape[1] // tangents.shape[1]
+                out = out.reshape(len(out), number, -1)  # a view
+                factor = batch.at(term.key, i).reshape(number, -1)
+                if add:
+                    out += tangents[:, None] * factor
+                else:
+                    np.multiply(tangents[:, None], factor, out=out)
 
-    def _insert(self, batch: _Batch, i: int) -> None:
+    def _insert(self, batch: Batch, i: int, position: int) -> None:
         """Write ``∂state/∂embedding`` to the first slot."""
-        out, at = self._next[0], np.arange(self._part.start, self._part.stop)
+        out = self._next[0]
         if not self._filled:
             out[...] = 0
+        if self._deal is not None:
+            directions = self._deal.sketch.of(self._deal.part, position)
+            self._directions[1:] = self._directions[:-1]
+            self._directions[0] = directions
+            basis = self._deal.basis[directions]
+        at = np.arange(self._part.start, self._part.stop)
         for term in self._layout.new:
             if term.kind == "dense":
-                out[:, term.states] = batch.at(term.key, i)[self._part]
-            else:
+                blocks = batch.at(term.key, i)
+                if self._deal is None:
+                    out[:, term.states] = blocks[self._part]
+                else:
+                    self._gemm(basis, blocks, out[:, term.states], False)
+            elif self._deal is None:
                 values = batch.at(term.key, i)[at] if term.tensors else 1
                 out[at - self._part.start, term.states.start + at] = values
-
-
-class _Pipeline:
-    """Threads that read batches ahead and take each part through them, none waiting for all."""
-
-    def __init__(
-        self,
-        batches: Iterator[_Batch],
-        parts: list[_Part],
-        stretch: Stretch,
-        visit: Visit,
-        threads: int,
-    ) -> None:
-        self._batches, self._parts = batches, parts
-        self._stretch, self._visit = stretch, visit
-        self._changed = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"products-{i}", daemon=True)
-            for i in range(threads)
-        ]
-        self._ready: dict[int, _Batch] = {}  # those that a part has still to take
-        self._read = 0  # batches so far
-        self._reading = self._ended = False
-        self._taken = [0] * len(parts)  # batches so far, by each part
-        self._busy: set[int] = set()
-        self._passed = 0  # positions that all parts have taken
-        self._stopped = False
-        self._error: BaseException | None = None
-
-    def run(self) -> Iterator[int]:
-        """Work to the end; yields how many positions are done."""
-        shown, finished = 0, False
-        try:
-            for thread in self._threads:
-                thread.start()
-            while not finished:
-                with self._changed:
-                    while not (self._error or self._passed > shown or self._finished()):
-                        self._changed.wait()
-                    if self._error:
-                        raise self._error
-                    passed, finished = self._passed, self._finished()
-                if passed > shown:
-                    yield passed
-                    shown = passed
-        finally:
-            with self._changed:
-                self._stopped = True
-                self._changed.notify_all()
-            for thread in self._threads:
-                if thread.ident is not None:  # started
-                    thread.join()
-
-    def _finished(self) -> bool:
-        return self._ended and min(self._taken) == self._read
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._stopped and (job := self._choose()) is None:
-                    self._changed.wait()
-                if self._stopped:
-                    return
-            try:
-                job()  # type: ignore[misc]  # not None here
-            except BaseException as error:
-                with self._changed:
-                    self._error, self._stopped = self._error or error, True
-                    self._changed.notify_all()
-                return
-
-    def _choose(self) -> Callable[[], None] | None:
-        """What a free thread does next: read where a part may soon wait, else the last part."""
-        may_read = not (self._reading or self._ended) and self._read - min(self._taken) < AHEAD
-        free = [p for p, n in enumerate(self._taken) if p not in self._busy and n < self._read]
-        if may_read and (not free or self._read - max(self._taken) < AHEAD // 2):
-            self._reading = True
-            return self._read_one
-        if not free:
-            return None
-        part = min(free, key=lambda p: self._taken[p])
-        self._busy.add(part)
-        return lambda: self._take_one(part)
-
-    def _read_one(self) -> None:
-        batch = next(self._batches, None)
-        with self._changed:
-            self._reading = False
-            if batch is None:
-                self._ended = True
             else:
-                self._ready[self._read] = batch
-                self._read += 1
-            self._changed.notify_all()
-
-    def _take_one(self, part: int) -> None:
-        number = self._taken[part]
-        self._parts[part].advance(self._ready[number], self._stretch, self._visit)
-        with self._changed:
-            self._busy.discard(part)
-            self._taken[part] += 1
-            if min(self._taken) > number:
-                self._passed += self._ready.pop(number).count
-            self._changed.notify_all()
+                out[:, term.states] = basis * (batch.at(term.key, i) if term.tensors else 1)
 
 
-class _OneThreadAProduct:
-    """While any products run, BLAS uses one thread in each; the limit holds for the process."""
+class _Deal:
+    """The hands of one part."""
 
-    def __init__(self) -> None:
-        self._lock, self._users = threading.Lock(), 0
-        self._limit: threadpool_limits | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._users:
-                self._limit = threadpool_limits(1, user_api="blas")
-            self._users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users and self._limit is not None:
-                self._limit.restore_original_limits()
-
-
-_one_thread_a_product = _OneThreadAProduct()
-
-
-def processors() -> int:
-    """How many processors this process may use: of the machine, or of its control group."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = (_CONTROL / "cpu.max").read_text().split()
-        return max(1, min(count or 1, -(-int(quota) // int(period))))
-    except (OSError, ValueError):  # no control groups, or no limit ("max")
-        return count or 1
-
-
-def parts_of(size: int, threads: int) -> list[slice]:
-    """Coordinates 0 … size-1 dealt to as many parts as there are threads."""
-    number = min(size, threads)
-    edges = np.arange(number + 1) * size // number
-    return [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
-
-
-def carried_states(linearization: Linearization, wanted: list[str]) -> list[str]:
-    """`wanted` and the states that they depend on through any number of steps."""
-    needed = set(wanted)
-    while True:
-        more = {
-            source
-            for (state, source), j in linearization.jacobians.items()
-            if state in needed and source != EMBEDDING and j.kind != "zero"
-        }
-        if more <= needed:
-            return [c.name for c in linearization.step.differentiable if c.name in needed]
-        needed |= more
+    def __init__(self, sketch: Sketch, part: int) -> None:
+        self.sketch, self.part, self.hand = sketch, part, sketch.hands[part]
+        self.basis = np.ascontiguousarray(sketch.basis.T[sketch.parts[part]])  # [direction, E]

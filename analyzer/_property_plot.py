@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .plots import _DOTTED, _literal, _style
+from .plots import _DOTTED, _draw_noise, _hollow, _literal, _style
 from .properties import PropertyCurve
 
 _GREY: dict[str, Any] = {"color": "0.35"}
@@ -98,17 +98,7 @@ def _draw(axes: Axes, curve: PropertyCurve, i: int, column: int, *, common: bool
         capsize=2.0,
         zorder=3,
     )
-    axes.plot(
-        curve.delay[~clear],
-        values[~clear],
-        linestyle="none",
-        marker=style["marker"],
-        markersize=3.4,
-        markerfacecolor="none",
-        markeredgecolor=color,
-        alpha=0.45,
-        zorder=2,
-    )
+    _draw_noise(axes, curve.delay[~clear], values[~clear], style)
 
 
 def _add_legends(figure: Figure, curves: Sequence[PropertyCurve], names: Sequence[str]) -> None:
@@ -134,8 +124,6 @@ def _add_legends(figure: Figure, curves: Sequence[PropertyCurve], names: Sequenc
          "$(\\sigma_1+\\cdots+\\sigma_n)/\\Sigma\\sigma$"),
     ]  # fmt: skip
     if not all(c.clear.all() for c in curves):
-        hollow = Line2D([], [], linestyle="none", marker="o", markersize=3.6,
-                        markerfacecolor="none", markeredgecolor="0.35")  # fmt: skip
-        keys.append((hollow, "$\\sigma_1$ not clear of noise"))
+        keys.append((_hollow(), "$\\sigma_1$ not clear of noise"))
     figure.legend(*zip(*keys, strict=True), loc="outside lower center", ncols=4, frameon=False,
                   fontsize="small")  # fmt: skip

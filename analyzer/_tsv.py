@@ -55,7 +55,7 @@ def read_tsv(
     return words, sentences, Annotations(makers)
 
 
-def read_lexicon(lines: Iterable[str], name: str) -> dict[str, set[str]]:
+def read_classes(lines: Iterable[str], name: str) -> dict[str, set[str]]:
     """Read the classes of words, in the same form; a word on several lines has all their classes.
 
     Raises:

@@ -22,14 +22,12 @@ def frequency_figure(table: WordTable, *, delay: int = 0, width: float = 9.0) ->
 
     Left σ₁ at a delay (figure 8b of the paper), right b of the fit a·exp(−bτ) (figure 9b): of
     the types of each class of frequency, the share in each bin, so that each line sums to 100 %.
-    The last bin, shaded, holds everything beyond it too. Types whose σ₁ is not above its noise
-    floor at that delay are left out on the left, those with fewer than three such delays on the
-    right.
+    The last bin, shaded, holds everything beyond it too. Types whose σ₁ is not clear of its noise
+    floor at that delay are left out on the left, those without a fit on the right.
     """
     figure = Figure(figsize=(width, 0.48 * width), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    above = table.above(delay)
-    _shares(left, table, np.where(above, table.sigma1[:, delay], np.nan))
+    _shares(left, table, np.where(table.clear[:, delay], table.sigma1[:, delay], np.nan))
     _shares(right, table, table.b)
     left.set_title(f"Memory at delay {table.delay[delay]}", loc="left")
     left.set_xlabel(f"$\\sigma_1$ ({_UNITS[table.normalization]})")
@@ -54,7 +52,7 @@ def frequency_figure(table: WordTable, *, delay: int = 0, width: float = 9.0) ->
 def _shares(axes: Axes, table: WordTable, values: np.ndarray) -> None:
     known = np.isfinite(values)
     if not known.any():
-        axes.text(0.5, 0.5, "no type stands above its noise floor", ha="center", va="center",
+        axes.text(0.5, 0.5, "no type is clear of its noise floor", ha="center", va="center",
                   color="0.35", transform=axes.transAxes)  # fmt: skip
         return
     # A few types far out would leave one bin for all others.
@@ -86,7 +84,7 @@ def _shares(axes: Axes, table: WordTable, values: np.ndarray) -> None:
 def curves_figure(table: WordTable, words: Sequence[int], *, width: float = 6.5) -> Figure:
     """Draw σ₁ of chosen types against the delay, with their fits (figure 9a of the paper).
 
-    Points that do not stand above their noise floor (thin dotted) are hollow; the fit, a thin
+    Points that are not clear of their noise floor (thin dotted) are hollow; the fit, a thin
     line, covers the delays that it was made from.
 
     Args:
@@ -100,13 +98,13 @@ def curves_figure(table: WordTable, words: Sequence[int], *, width: float = 6.5)
         style = _style(i)
         sigma1, floor = table.sigma1[w], table.noise_floor[w]
         shown = np.where(sigma1 > 0, sigma1, np.nan)
-        above = sigma1 > floor
+        clear = table.clear[w]
         said = f"{_literal(str(table.word[w]))} ({table.occurrences[w]:,}×)"
         if np.isfinite(table.b[w]):
             said += f", b = {table.b[w]:.2f} ± {table.b_stderr[w]:.2f}"
-        axes.plot(table.delay, np.where(above, shown, np.nan), linestyle="none", markersize=4.5,
+        axes.plot(table.delay, np.where(clear, shown, np.nan), linestyle="none", markersize=4.5,
                   marker=style["marker"], color=style["color"], label=said)  # fmt: skip
-        axes.plot(table.delay, np.where(above, np.nan, shown), linestyle="none", markersize=4.5,
+        axes.plot(table.delay, np.where(clear, np.nan, shown), linestyle="none", markersize=4.5,
                   marker=style["marker"], color=style["color"], markerfacecolor="none",
                   alpha=0.5)  # fmt: skip
         axes.plot(table.delay, np.where(floor > 0, floor, np.nan), color=style["color"],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ._tsv import read_lexicon
+from ._toml import parse_toml
+from ._tsv import read_classes
 from .corpus import Corpus, read_text
 from .errors import CorpusError, GroupError
 from .groups import Groups
@@ -77,23 +77,30 @@ def group_positions(
     return groups.with_all()
 
 
-def require_followed(groups: Groups, followed: np.ndarray) -> None:
-    """Refuse classes none of whose positions are followed.
+def those_followed(
+    groups: Groups, followed: np.ndarray, report: Callable[[str], None] | None = None
+) -> Groups:
+    """Leave out classes none of whose positions are followed: they have no mean.
 
     Args:
         groups: All classes.
         followed: ``[position]`` booleans.
+        report: Called with one line that names what is left out.
 
     Raises:
-        GroupError: With their names.
+        GroupError: No class is left, or none but ``all``.
     """
     counts = np.bincount(groups.group[followed[groups.position]], minlength=len(groups))
-    lost = [name for name, count in zip(groups.names, counts, strict=True) if not count]
-    if lost:
-        raise GroupError(
-            f"The sample of {int(followed.sum()):,} positions holds none of {_shown(lost)}. Follow "
-            "more --positions or all of them, or name the classes you want in a file for --groups."
-        )
+    kept = [name for name, count in zip(groups.names, counts, strict=True) if count]
+    if len(kept) == len(groups):
+        return groups
+    lost = [name for name in groups.names if name not in kept]
+    said = f"The sample of {int(followed.sum()):,} positions holds none of {_shown(lost)}"
+    if kept in ([], ["all"]):
+        raise GroupError(f"{said}: no class is left. Follow more --positions or all of them.")
+    if report is not None:
+        report(f"{said}; left out. Follow more --positions or all of them to have them.")
+    return groups.unions({name: [name] for name in kept})
 
 
 def read_unions(path: str | Path) -> dict[str, list[str]]:
@@ -110,10 +117,9 @@ def read_unions(path: str | Path) -> dict[str, list[str]]:
     except CorpusError as error:
         raise GroupError(str(error)) from None
     try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also integers of 5,000 digits
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise GroupError(f"{name} is not valid TOML: {why}.") from None
+        data = parse_toml(text)
+    except ValueError as error:
+        raise GroupError(f"{name} is not valid TOML: {error}.") from None
     if not data:
         raise GroupError(f'{name} names no group; expected lines such as nouns = ["NN", "NNS"].')
     for key, value in data.items():
@@ -179,7 +185,7 @@ def _by_lexicon(
             f"--group-by {by} is neither a column ({', '.join(COLUMNS)}, {FEATURE}NAME) nor a "
             f"lexicon that can be read: {error}"
         ) from None
-    tags = read_lexicon(text.replace("\r\n", "\n").removesuffix("\n").split("\n"), name)
+    tags = read_classes(text.replace("\r\n", "\n").removesuffix("\n").split("\n"), name)
     # The word as it was written: the model may not know it, the lexicon does.
     ids, numbers = np.unique(corpus.ids, return_inverse=True)
     labels = [tags.get(_token(int(i), vocabulary), set()) for i in ids]

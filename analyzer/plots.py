@@ -254,9 +254,7 @@ def _add_class_legends(
         ),
     ]
     if not all(r.sigma1_clear and r.sum_clear for _, t in tables for r in t.rows):
-        hollow = Line2D([], [], linestyle="none", marker="o", markersize=4.5,
-                        markerfacecolor="none", markeredgecolor="0.35", alpha=0.6)  # fmt: skip
-        keys.append((hollow, "too few positions: within 2 standard errors of it, or below"))
+        keys.append((_hollow(4.5), "too few positions: within 2 standard errors of it, or below"))
     figure.legend(
         *zip(*keys, strict=True),
         loc="outside lower center",
@@ -312,13 +310,13 @@ def _short(label: str) -> str:
     return _literal(label if len(label) <= 30 else f"…{label[-29:]}")
 
 
-def _hollow() -> Line2D:
+def _hollow(size: float = 3.6) -> Line2D:
     return Line2D(
         [],
         [],
         linestyle="none",
         marker="o",
-        markersize=3.6,
+        markersize=size,
         markerfacecolor="none",
         markeredgecolor="0.35",
         alpha=0.6,
@@ -431,14 +429,19 @@ def _draw_memory(axes: Axes, curve: Curve, i: int, curves: int) -> None:
         zorder=2,
     )
     axes.plot(curve.delay, floor, color=color, linestyle=_DOTTED, linewidth=1.1, zorder=1)
+    _draw_noise(axes, curve.delay[below], shown[below], style)
+
+
+def _draw_noise(axes: Axes, x: np.ndarray, y: np.ndarray, style: dict[str, Any]) -> None:
+    """Draw what is not clear of noise: hollow, faded points without a line."""
     axes.plot(
-        curve.delay[below],
-        shown[below],
+        x,
+        y,
         linestyle="none",
         marker=style["marker"],
         markersize=3.6,
         markerfacecolor="none",
-        markeredgecolor=color,
+        markeredgecolor=style["color"],
         alpha=0.45,
         zorder=2,
     )

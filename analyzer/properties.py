@@ -55,7 +55,8 @@ class Direction:
             vary; 0 but for a singular covariance.
         shuffled: ``[sample, direction]``, unit directions of the same make from types dealt out
             at random.
-        pool: ``members`` where the shuffled directions deal the property's own types out again,
+        pool: ``members`` where the shuffled directions deal the property's own types out again;
+            ``pairs`` where they exchange a word and the same word with a suffix, pair by pair;
             ``vocabulary`` where they draw from all types because it has too few of its own.
         notes: What a reader should know of how it was formed.
     """
@@ -271,7 +272,7 @@ def _whitened(
             "vary, and counts for nothing"
         )
     distance = float(np.linalg.norm(d))
-    shuffled, pool = _shuffled(lexicon, tokens, weights, ab, samples, seed)
+    shuffled, pool = _shuffled(lexicon, tokens, weights, ab, spec.suffix is not None, samples, seed)
     return Direction(
         name=spec.name,
         spec=spec,
@@ -294,6 +295,7 @@ def _shuffled(
     tokens: np.ndarray,
     weights: np.ndarray,
     ab: tuple[np.ndarray, np.ndarray],
+    paired: bool,
     samples: int,
     seed: int,
 ) -> tuple[np.ndarray, str]:
@@ -301,25 +303,44 @@ def _shuffled(
 
     To its own types where that can be done in many ways: then nothing but which type is on which
     side is random. Else to the types of the vocabulary, those that occur where that is known.
+
+    Args:
+        lexicon: The types.
+        tokens: ``[term]``.
+        weights: ``[term]``.
+        ab: Ids of the types of both sides.
+        paired: Whether types at one place of both sides belong together. Then they are exchanged
+            pair by pair: dealt out one by one, stems would differ from stems, and the difference
+            that their pairs share would be lost among those.
+        samples: How many.
+        seed: Of the dealing.
     """
     rng = np.random.default_rng(seed)
-    fewer = min(len(ab[0]), len(ab[1]), 10)
-    own = math.comb(len(tokens), fewer) >= _ENOUGH_SPLITS
-    if own:
-        pool, dealt = tokens, weights
+    a, b = ab
+    if paired and 2 ** (len(a) - 1) >= _ENOUGH_SPLITS:  # d and −d are one direction
+        table, name = lexicon.whitened[a] - lexicon.whitened[b], "pairs"
+
+        def deal(many: int) -> np.ndarray:
+            return rng.choice([-1.0, 1.0], (many, len(table)))
     else:
-        known = lexicon.occurrences
-        pool = np.arange(len(lexicon.embeddings)) if known is None else np.flatnonzero(known)
-        pool = np.union1d(pool, tokens)
-        dealt = np.zeros(len(pool))
-        dealt[: len(weights)] = weights
-    table = lexicon.whitened[pool]
+        own = not paired and math.comb(len(tokens), min(len(a), len(b), 10)) >= _ENOUGH_SPLITS
+        pool, dealt, name = tokens, weights, "members"
+        if not own:
+            name = "vocabulary"
+            known = lexicon.occurrences
+            pool = np.arange(len(lexicon.embeddings)) if known is None else np.flatnonzero(known)
+            pool = np.union1d(pool, tokens)
+            dealt = np.pad(weights, (0, len(pool) - len(weights)))
+        table = lexicon.whitened[pool]
+
+        def deal(many: int) -> np.ndarray:
+            return rng.permuted(np.tile(dealt, (many, 1)), axis=1)
+
     found = np.empty((samples, table.shape[1]))
-    step = max(1, 2_000_000 // len(pool))  # a few million weights at a time
+    step = max(1, 2_000_000 // len(table))  # a few million weights at a time
     for start in range(0, samples, step):
-        some = np.tile(dealt, (min(step, samples - start), 1))
-        found[start : start + len(some)] = rng.permuted(some, axis=1) @ table
-    return unit_length(found), "members" if own else "vocabulary"
+        found[start : start + step] = deal(min(step, samples - start)) @ table
+    return unit_length(found), name
 
 
 @dataclass(frozen=True)

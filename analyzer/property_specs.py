@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from ._files import printable
+from ._toml import parse_toml
 from .errors import PropertyError
 from .lexicon import Members
 
@@ -139,15 +139,8 @@ def read_properties(path: str | os.PathLike[str]) -> list[Spec]:
         PropertyError: It cannot be read, or holds what no property has.
     """
     shown = printable(path)
-    data = read_toml(path, "a file of properties")
-    if set(data) != {"property"} or not isinstance(data["property"], list) or not data["property"]:
-        raise PropertyError(
-            f"{shown} must hold one or more [[property]] tables and nothing else; it holds "
-            f"{', '.join(map(repr, data)) or 'nothing'}."
-        )
-    specs = [
-        _spec(table, f"[[property]] {i} of {shown}") for i, table in enumerate(data["property"], 1)
-    ]
+    tables = read_tables(path, "property", "a file of properties")
+    specs = [_spec(table, where) for where, table in tables.items()]
     names = [s.name for s in specs]
     for name in names:
         if names.count(name) > 1:
@@ -155,16 +148,35 @@ def read_properties(path: str | os.PathLike[str]) -> list[Spec]:
     return specs
 
 
-def read_toml(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
-    """Read a TOML file.
+def read_tables(path: str | os.PathLike[str], key: str, what: str) -> dict[str, dict[str, Any]]:
+    """Read a TOML file of nothing but tables of one name.
+
+    Args:
+        path: Of the file.
+        key: The name, as in ``[[key]]``.
+        what: The file is called in messages.
+
+    Returns:
+        What each is called in messages → the table.
 
     Raises:
-        PropertyError: It cannot be read.
+        PropertyError: It cannot be read, or holds something else or nothing.
     """
+    shown = printable(path)
     try:
-        return tomllib.loads(_read(Path(path), what))
-    except (ValueError, RecursionError) as error:  # ValueError: also integers of 5,000 digits
-        raise PropertyError(f"{printable(path)} is no TOML file: {error}. Correct it.") from None
+        data = parse_toml(_read(Path(path), what))
+    except ValueError as error:
+        raise PropertyError(f"{shown} is no TOML file: {error}. Correct it.") from None
+    if set(data) != {key} or not isinstance(data[key], list) or not data[key]:
+        raise PropertyError(
+            f"{shown} must hold one or more [[{key}]] tables and nothing else; it holds "
+            f"{', '.join(map(repr, data)) or 'nothing'}."
+        )
+    tables = {f"[[{key}]] {i} of {shown}": table for i, table in enumerate(data[key], 1)}
+    for where, table in tables.items():
+        if not isinstance(table, dict):
+            raise PropertyError(f"{where} must be a table.")
+    return tables
 
 
 def _is_file(path: Path) -> bool:
@@ -198,9 +210,7 @@ _FORMS = (
 )  # fmt: skip
 
 
-def _spec(table: Any, where: str) -> Spec:
-    if not isinstance(table, dict):
-        raise PropertyError(f"{where} must be a table.")
+def _spec(table: dict[str, Any], where: str) -> Spec:
     check_keys(table, _KEYS, where)
     given = {k for k in table if k not in ("name", "group", "members")}
     if given not in _FORMS:

@@ -99,6 +99,7 @@ def separability(
     whitened: np.ndarray,
     *,
     whole: bool = False,
+    paired: bool = False,
     permutations: int = 5,
     seed: int = 0,
 ) -> Separability:
@@ -113,7 +114,9 @@ def separability(
     weights (none, balanced); a classifier with that choice, trained on them all, is tested on the
     part held out. Up to 1,000 types every part is held out once, and each type tested once; of
     more types one part is. The control does the same with permuted labels, one part for each
-    permutation.
+    permutation. Words in pairs (`paired`) are held out and drawn pair by pair, and the control
+    exchanges the labels within pairs: what a classifier has learned of *cat*, with its label,
+    would mislead it about *cat's*.
 
     Bounded work: at most 10,000 types take part, and in the search so many that
     types · directions · classes ≤ 1,000,000 (but at least 300, and 6 for each class), drawn with
@@ -124,6 +127,7 @@ def separability(
         classes: Class → ``[type]`` token ids. A type of several classes takes no part.
         whitened: ``[token, direction]``.
         whole: Whether every class must take part; else those that are too small are left out.
+        paired: Whether there are two classes, and the types at one place of both belong together.
         permutations: Of the labels, at least 2.
         seed: Of parts, folds, caps and permutations.
 
@@ -147,15 +151,19 @@ def separability(
     names = list(kept)
     tokens = np.concatenate(list(kept.values()))
     y = np.repeat(np.arange(len(names)), [len(v) for v in kept.values()])
+    pair = _pairs(classes, len(whitened))[tokens] if paired else None
     rng = np.random.default_rng(seed)
-    some = _sample(y, _MOST, rng)
-    x, y = whitened[tokens[some]], y[some]
+    some = _sample(y, _MOST, rng, pair)
+    x, y, pair = whitened[tokens[some]], y[some], None if pair is None else pair[some]
     with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
         # A solver that stops early gives a classifier all the same, and it is tested.
         warnings.simplefilter("ignore")
         parts = _PARTS if len(y) < _ONE_PART else 1
-        runs = [_run(x, y, part, seed, rng) for part in range(parts)]
-        controls = [_run(x, rng.permutation(y), k % _PARTS, seed, rng) for k in range(permutations)]
+        runs = [_run(x, y, pair, part, seed, rng) for part in range(parts)]
+        controls = [
+            _run(x, _permuted(y, pair, rng), pair, k % _PARTS, seed, rng)
+            for k in range(permutations)
+        ]
     tested = sum(run.tested for run in runs)
     right = sum(run.right for run in runs) / tested
     p = (right * tested + 1) / (tested + 2)
@@ -187,25 +195,33 @@ class _Run:
     chosen: str
 
 
-def _run(x: np.ndarray, y: np.ndarray, part: int, seed: int, rng: np.random.Generator) -> _Run:
+def _run(
+    x: np.ndarray,
+    y: np.ndarray,
+    pair: np.ndarray | None,
+    part: int,
+    seed: int,
+    rng: np.random.Generator,
+) -> _Run:
     """Search, train and test with one part held out."""
     from sklearn.base import clone
     from sklearn.dummy import DummyClassifier
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
 
-    cut = StratifiedKFold(_PARTS, shuffle=True, random_state=seed % 2**32)
-    train, test = list(cut.split(x, y))[part]
+    fold = StratifiedKFold if pair is None else StratifiedGroupKFold
+    cut = fold(_PARTS, shuffle=True, random_state=seed % 2**32)
+    train, test = list(cut.split(x, y, pair))[part]
     classes = len(np.unique(y))
     few = max(_WORK // (x.shape[1] * classes), 300, 6 * classes)
-    searched = train[_sample(y[train], few, rng)]
+    searched = train[_sample(y[train], few, rng, None if pair is None else pair[train])]
     search = GridSearchCV(
         _model({}),
         _grid(classes),
         scoring="accuracy",
-        cv=StratifiedKFold(_FOLDS, shuffle=True, random_state=seed % 2**32),
+        cv=fold(_FOLDS, shuffle=True, random_state=seed % 2**32),
         refit=False,
     )
-    search.fit(x[searched], y[searched])
+    search.fit(x[searched], y[searched], groups=None if pair is None else pair[searched])
     model = clone(search.estimator).set_params(**search.best_params_)
     model.fit(x[train], y[train])
     largest = DummyClassifier(strategy="most_frequent").fit(x[train], y[train])
@@ -247,11 +263,38 @@ def _said(chosen: Mapping[str, Any]) -> str:
     return f"{'L1' if l1 else 'L2'}, C = {chosen['C']:g}{weights}"
 
 
-def _sample(y: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of at most about `most` entries, classes in proportion; of each at least five."""
+def _pairs(classes: Mapping[str, np.ndarray], vocabulary: int) -> np.ndarray:
+    """``[token]``, the same number where two types belong together, be it through others."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    a, b = classes.values()
+    edges = csr_array((np.ones(len(a), bool), (a, b)), shape=(vocabulary, vocabulary))
+    return np.asarray(connected_components(edges, directed=False)[1])
+
+
+def _permuted(y: np.ndarray, pair: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """Labels exchanged at random, those of pairs within each pair."""
+    if pair is None:
+        return rng.permutation(y)
+    found = np.empty_like(y)
+    found[np.argsort(pair, kind="stable")] = y[np.lexsort((rng.random(len(y)), pair))]
+    return found
+
+
+def _sample(
+    y: np.ndarray, most: int, rng: np.random.Generator, pair: np.ndarray | None = None
+) -> np.ndarray:
+    """Indices of at most about `most` entries, classes in proportion; of each at least five.
+
+    Of pairs, both or none.
+    """
     if len(y) <= most:
         return np.arange(len(y))
     share = most / len(y)
+    if pair is not None:
+        pairs = np.unique(pair)
+        return np.flatnonzero(np.isin(pair, rng.permutation(pairs)[: round(share * len(pairs))]))
     found = []
     for label in np.unique(y):
         members = np.flatnonzero(y == label)

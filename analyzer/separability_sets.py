@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ._files import printable
 from .errors import PropertyError
 from .lexicon import Lexicon, Members
 from .properties import members_of, sides
-from .property_specs import Side, Spec, check_keys, read_toml
+from .property_specs import Side, Spec, check_keys, read_tables
 
 _N = ("NN", "NNS", "NNP", "NNPS")
 _V = ("VB", "VBD", "VBG", "VBN", "VBP", "VBZ")
@@ -149,22 +148,11 @@ def read_sets(path: str | os.PathLike[str], lexicon: Lexicon) -> list[ClassSet]:
         PropertyError: It cannot be read, holds what no set has, or names classes that the result
             lacks.
     """
-    shown = printable(path)
-    data = read_toml(path, "a file of sets")
-    if set(data) != {"set"} or not isinstance(data["set"], list) or not data["set"]:
-        raise PropertyError(
-            f"{shown} must hold one or more [[set]] tables and nothing else; it holds "
-            f"{', '.join(map(repr, data)) or 'nothing'}."
-        )
-    return [
-        _read_set(table, f"[[set]] {i} of {shown}", lexicon)
-        for i, table in enumerate(data["set"], 1)
-    ]
+    tables = read_tables(path, "set", "a file of sets")
+    return [_read_set(table, where, lexicon) for where, table in tables.items()]
 
 
-def _read_set(table: Any, where: str, lexicon: Lexicon) -> ClassSet:
-    if not isinstance(table, dict):
-        raise PropertyError(f"{where} must be a table.")
+def _read_set(table: dict[str, Any], where: str, lexicon: Lexicon) -> ClassSet:
     classes = table.get("classes")
     rest = {k: v for k, v in table.items() if k != "classes"}
     check_keys(rest, {"name": str, "suffix": str}, where)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +139,7 @@ class Accumulator:
         dtype: Of the Jacobians.
         groups: The classes of the input positions.
         parts: Ranges of the embedding's coordinates in which windows come; None means whole.
+        by_rows: Whether the ranges are of the states' units instead, as `add_input` takes them.
         folder: Where large totals are held; None means in memory.
 
     Raises:
@@ -155,15 +156,17 @@ class Accumulator:
         groups: Groups,
         parts: Sequence[slice] | None = None,
         folder: str | os.PathLike[str] | None = None,
+        by_rows: bool = False,
     ) -> None:
-        self._plan, self._groups = plan, groups
+        self._plan, self._groups, self._by_rows = plan, groups, by_rows
         ends = np.cumsum([0, *sizes.values()])
         self._spans = {
             name: slice(int(a), int(b))
             for name, a, b in zip(sizes, ends[:-1], ends[1:], strict=True)
         }
         size = Size.of(plan, groups, max_delay + 1, int(ends[-1]) * embedding, np.dtype(dtype))
-        cells = (len(groups), max_delay + 1, embedding, int(ends[-1]))
+        matrix = (int(ends[-1]), embedding) if by_rows else (embedding, int(ends[-1]))
+        cells = (len(groups), max_delay + 1, *matrix)
         self._held = _Held(size, folder)
         self._block_sum = self._held.zeros((plan.blocks, *cells))
         self._half_sum = self._held.zeros(cells)
@@ -177,14 +180,21 @@ class Accumulator:
                 np.dtype(dtype),
                 self._held.release,
             )
-            for part in parts or [slice(0, embedding)]
+            for part in parts or [slice(0, matrix[0])]
         }
         # Runs of neighbours that count alike: one addition each, not one per position.
         keys = np.stack([plan.block, plan.half, groups.keys()])
-        self._run = np.concatenate([[0], np.cumsum((keys[:, 1:] != keys[:, :-1]).any(0))])
+        changes = (keys[:, 1:] != keys[:, :-1]).any(0)
+        self._run = np.concatenate([[0], np.cumsum(changes)])
+        self._run_start = np.concatenate([[0], np.flatnonzero(changes) + 1])
 
     def add(
-        self, time: int, inputs: np.ndarray, jacobians: np.ndarray, part: slice | None = None
+        self,
+        time: int,
+        inputs: np.ndarray,
+        jacobians: np.ndarray,
+        part: slice | None = None,
+        directions: np.ndarray | None = None,
     ) -> None:
         """Count the Jacobians of one time step.
 
@@ -194,25 +204,59 @@ class Accumulator:
             jacobians: ``[slot, E of the part, n]``, the states side by side in the order of
                 `sizes`.
             part: Coordinates of the embedding; None means all.
+            directions: ``[slot, row]`` which of the part's the rows are; None means all in order.
         """
         start = part.start if part else 0
-        target = self._targets[start]
+        for low, high in self._cuts(inputs):
+            newest = int(inputs[low])
+            here = slice(time - newest, time - newest + high - low)
+            rows = None if directions is None else directions[low:high]
+            self._count(start, newest, here, jacobians[low:high], rows)
+
+    def add_input(self, position: int, jacobians: np.ndarray, part: slice | None = None) -> None:
+        """Count the Jacobians of one input.
+
+        Args:
+            position: Of the input.
+            jacobians: ``[delay, unit of the part, E]``, the states side by side.
+            part: Units; None means all.
+        """
+        here = slice(0, len(jacobians))
+        self._count(part.start if part else 0, position, here, jacobians, None)
+
+    def _count(
+        self,
+        start: int,
+        position: int,
+        delays: slice,
+        jacobians: np.ndarray,
+        rows: np.ndarray | None,
+    ) -> None:
+        """Add to all that a position, and its neighbours that count alike, belong to."""
+        block, half = int(self._plan.block[position]), int(self._plan.half[position])
+        if block < 0:
+            return
+        target, member = self._targets[start], self._groups.start
+        for g in self._groups.group[member[position] : member[position + 1]].tolist():
+            target.add(block, half, g, delays, jacobians, rows)
+            if start == 0:  # every part sees the same positions
+                self._block_count[block, g, delays] += 1
+                if half == 0:
+                    self._half_count[g, delays] += 1
+
+    def _cuts(self, inputs: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Ranges of slots whose inputs are neighbours that count alike."""
+        newest, oldest = int(inputs[0]), int(inputs[-1])
+        if newest - oldest + 1 == len(inputs):  # neighbours all: no need to look at each
+            last = newest
+            while last >= oldest:
+                first = max(oldest, int(self._run_start[self._run[last]]))
+                yield newest - last, newest - first + 1
+                last = first - 1
+            return
         run = self._run[inputs]
         cuts = np.flatnonzero((run[1:] != run[:-1]) | (inputs[:-1] != inputs[1:] + 1)) + 1
-        for low, high in zip([0, *cuts], [*cuts, len(inputs)], strict=True):
-            newest = int(inputs[low])
-            block, half = int(self._plan.block[newest]), int(self._plan.half[newest])
-            if block < 0:
-                continue
-            here = slice(time - newest, time - newest + int(high - low))
-            for g in self._groups.group[
-                self._groups.start[newest] : self._groups.start[newest + 1]
-            ]:
-                target.add(block, half, int(g), here, jacobians[low:high])
-                if start == 0:  # every part sees the same positions
-                    self._block_count[block, g, here] += 1
-                    if half == 0:
-                        self._half_count[g, here] += 1
+        yield from zip([0, *cuts.tolist()], [*cuts.tolist(), len(inputs)], strict=True)
 
     def places(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where some inputs count.
@@ -270,14 +314,18 @@ class Accumulator:
         self._held.release()
         return {
             name: Sums(
-                np.swapaxes(self._block_sum[..., span], -1, -2),
+                self._matrices(self._block_sum, span),
                 self._block_count.copy(),
-                np.swapaxes(self._half_sum[..., span], -1, -2),
+                self._matrices(self._half_sum, span),
                 self._half_count.copy(),
                 self._held.release,
             )
             for name, span in self._spans.items()
         }
+
+    def _matrices(self, sums: np.ndarray, span: slice) -> np.ndarray:
+        """A view of the sums of one state, ``[…, unit, embedding]``."""
+        return sums[..., span, :] if self._by_rows else np.swapaxes(sums[..., span], -1, -2)
 
 
 @dataclass(frozen=True)
@@ -358,6 +406,14 @@ class _Held:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
+def _add(target: np.ndarray, values: np.ndarray, rows: np.ndarray | None) -> None:
+    """``target[delay, rows[delay]] += values[delay]``; rows of one delay are different ones."""
+    if rows is None:
+        np.add(target, values, out=target)
+    else:
+        target[np.arange(len(target))[:, None], rows] += values
+
+
 class _Direct:
     """Additions that go straight to the totals."""
 
@@ -371,13 +427,19 @@ class _Direct:
         self._block_sum, self._half_sum, self._release = block_sum, half_sum, release
         self._given = 0
 
-    def add(self, block: int, half: int, group: int, delays: slice, values: np.ndarray) -> None:
-        """Add ``[delay, E of the part, n]`` values."""
-        target = self._block_sum[block, group, delays]
-        np.add(target, values, out=target)
+    def add(
+        self,
+        block: int,
+        half: int,
+        group: int,
+        delays: slice,
+        values: np.ndarray,
+        rows: np.ndarray | None,
+    ) -> None:
+        """Add ``[delay, row, n]`` values, to some rows of each delay or to all."""
+        _add(self._block_sum[block, group, delays], values, rows)
         if half == 0:
-            target = self._half_sum[group, delays]
-            np.add(target, values, out=target)
+            _add(self._half_sum[group, delays], values, rows)
         self._given += 1
         if self._given % _RELEASE_DIRECT == 0:
             self._release()
@@ -403,8 +465,16 @@ class _Staged:
         self._given = 0
         self._additions: dict[tuple[int, int, int], int] = {}
 
-    def add(self, block: int, half: int, group: int, delays: slice, values: np.ndarray) -> None:
-        """Add ``[delay, E of the part, n]`` values."""
+    def add(
+        self,
+        block: int,
+        half: int,
+        group: int,
+        delays: slice,
+        values: np.ndarray,
+        rows: np.ndarray | None,
+    ) -> None:
+        """Add ``[delay, row, n]`` values, to some rows of each delay or to all."""
         key = (block, half, group)
         # Every position is added once at each delay: this many in all make so many at each.
         if self._additions.get(key, 0) >= _FLUSH * self._shape[0]:
@@ -416,8 +486,7 @@ class _Staged:
                 self._give_up(next(iter(self._held)))
             self._held[key] = np.zeros(self._shape, self._dtype)
         self._additions[key] = self._additions.get(key, 0) + len(values)
-        target = self._held[key][delays]
-        np.add(target, values, out=target)
+        _add(self._held[key][delays], values, rows)
 
     def _give_up(self, key: tuple[int, int, int]) -> None:
         block, half, group = key

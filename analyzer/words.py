@@ -18,7 +18,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ._analyze import Run
-from ._products import processors
+from ._pipeline import processors
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError, ResultError
 from .groups import Groups
@@ -33,10 +33,18 @@ if TYPE_CHECKING:
 
 FORMAT = "mnemoscope words"
 FORMAT_VERSION = 1
+CLEAR = 1.5
+"""How many times its noise floor σ₁ must be to be clear of it.
+
+The floor comes from one split of a few occurrences and is as random as σ₁ itself: of means without
+any consistent direction about half exceed it, but at most one in eight this many times
+(``docs/words.md`` has the measurement).
+"""
 _CURVE = ("normalization", "word", "delay")
 _ROOT_COLUMNS = ("word", "token", "occurrences", "frequency")
 _MEASURES = ("sigma1", "noise_floor", "singular_value_sum")
 _FREQUENT = 256  # positions of a type above which its sums need double precision
+_AT_ONCE = 2**20  # entries of a type's matrices that a thread decomposes together
 
 
 _FIT = {
@@ -99,7 +107,10 @@ def analyze_words(
     run = Run(model, corpus, report=report, **options)
     result.check_state_names(list(run.sizes))
     counts = np.array([len(p) for p in places])
-    passes = list(_passes(run, counts))
+    working = processors() * sum(
+        _working(units, run.step.embedding_size, run.delays + 1) for units in run.sizes.values()
+    )
+    passes = list(_passes(run, counts, working))
     say(
         f"{len(types):,} types, {counts.sum():,} occurrences, in {len(passes)} pass"
         f"{'es' * (len(passes) > 1)} over the corpus."
@@ -108,11 +119,10 @@ def analyze_words(
     shape = (len(result.NORMALIZATIONS), len(types), run.delays + 1)
     found = {state: {n: np.full(shape, np.nan) for n in _MEASURES} for state in run.sizes}
     held = np.zeros(shape[1:], np.int64)
-    plans = [_plan(places, members, len(corpus), run.delays, rng) for members in passes]
-    work = [run.work(layout, groups) for layout, groups in plans]
-    for i, (members, (layout, groups)) in enumerate(zip(passes, plans, strict=True)):
-        before = sum(work[:i])
-        sums = run.sums(layout, groups, progress=_later(progress, before, sum(work)))
+    work = [_steps(_stretches(places, members, run.delays), run.delays) for members in passes]
+    for i, members in enumerate(passes):  # a plan is as long as the corpus; held one at a time
+        layout, groups = _plan(places, members, len(corpus), run.delays, rng)
+        sums = run.sums(layout, groups, working, _later(progress, work, i))
         held[members] = next(iter(sums.values())).block_count[0]
         for state, of_state in sums.items():
             for name, values in _measures(of_state, whitening.D).items():
@@ -125,14 +135,19 @@ def analyze_words(
     })  # fmt: skip
 
 
+def _steps(stretches: np.ndarray, delays: int) -> int:
+    """About how many time steps it takes to follow what lies in some stretches."""
+    return int((stretches[:, 1] - stretches[:, 0] + delays).sum())
+
+
 def _later(
-    progress: Callable[[int, int], None] | None, before: int, total: int
+    progress: Callable[[int, int], None] | None, work: Sequence[int], number: int
 ) -> Callable[[int, int], None] | None:
-    """Progress of one pass as part of all."""
+    """Progress of one pass, of so much work, as part of all."""
     if progress is None:
         return None
-    tell = progress
-    return lambda done, _: tell(before + done, total)
+    tell, before, total = progress, sum(work[:number]), sum(work)
+    return lambda done, there: tell(before + work[number] * done // there, total)
 
 
 def _types(
@@ -188,13 +203,19 @@ def _places(
     return [p if len(p) <= max_count else np.sort(rng.choice(p, max_count, False)) for p in places]
 
 
-def _passes(run: Run, counts: np.ndarray) -> Iterator[np.ndarray]:
-    """Numbers of the types of each pass, as many as memory holds, those like in number together."""
+def _passes(run: Run, counts: np.ndarray, working: int) -> Iterator[np.ndarray]:
+    """Numbers of the types of each pass, as many as memory holds, those like in number together.
+
+    Args:
+        run: Says how many that are.
+        counts: ``[type]``, occurrences that are followed.
+        working: Bytes that the measures take while the sums are held.
+    """
     order = np.argsort(-counts, kind="stable")
     frequent = int((counts > _FREQUENT).sum())
     for part in (order[:frequent], order[frequent:]):
         while part.size:
-            most = run.most_groups(int(counts[part[0]]))
+            most = run.most_groups(int(counts[part[0]]), working)
             number = -(-len(part) // -(-len(part) // most))  # passes of one size
             yield part[:number]
             part = part[number:]
@@ -218,25 +239,47 @@ def _plan(
             if position - first > delays:
                 chunk, first = chunk + 1, position
             half[position] = (chunk + side) % 2
-    followed = np.flatnonzero(number >= 0)
-    cuts = np.flatnonzero(np.diff(followed) > delays) + 1
-    stretches = np.array([[p[0], p[-1] + 1] for p in np.split(followed, cuts)])
     block = np.where(number >= 0, 0, -1)
-    return Plan(stretches, block, half, 1), Groups.from_numbers([str(m) for m in members], number)
+    groups = Groups.from_numbers([str(m) for m in members], number)
+    return Plan(_stretches(places, members, delays), block, half, 1), groups
+
+
+def _stretches(places: Sequence[np.ndarray], members: np.ndarray, delays: int) -> np.ndarray:
+    """``[stretch, 2]``, where the types of a pass are followed."""
+    followed = np.sort(np.concatenate([places[m] for m in members]))
+    cuts = np.flatnonzero(np.diff(followed) > delays) + 1
+    return np.array([[p[0], p[-1] + 1] for p in np.split(followed, cuts)])
 
 
 def _measures(sums: Sums, d: np.ndarray) -> dict[str, np.ndarray]:
     """``[normalization, type, delay]`` measures of each type's mean."""
+    delays, units, size = sums.half_sum.shape[1:]
+    step = _together(units, size, delays)
 
     def of_type(g: int) -> np.ndarray:
-        total, count = np.asarray(sums.block_sum[0, g], np.float64), sums.block_count[0, g]
-        mean = _leading(mean_matrix(total, count), d)
-        noise = _leading(noise_matrix(total, count, sums.half_sum[g], sums.half_count[g]), d)
-        return np.stack([mean[..., 0], noise[..., 0], mean[..., 1]])
+        found = []
+        for low in range(0, delays, step):
+            here = slice(low, low + step)
+            total, count = np.asarray(sums.block_sum[0, g, here]), sums.block_count[0, g, here]
+            half, half_count = sums.half_sum[g, here], sums.half_count[g, here]
+            mean = _leading(mean_matrix(total, count), d)
+            noise = _leading(noise_matrix(total, count, half, half_count), d)
+            found.append(np.stack([mean[..., 0], noise[..., 0], mean[..., 1]]))
+        return np.concatenate(found, axis=-1)
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(processors()) as pool:
         found = np.stack(list(pool.map(of_type, range(sums.block_count.shape[1]))), axis=2)
     return dict(zip(_MEASURES, found, strict=True))
+
+
+def _together(units: int, size: int, delays: int) -> int:
+    """How many delays a thread decomposes together."""
+    return min(delays, max(1, _AT_ONCE // (max(units, size) * size)))
+
+
+def _working(units: int, size: int, delays: int) -> int:
+    """Bytes that a thread of `_measures` takes, as measured in the tests."""
+    return _together(units, size, delays) * 8 * 4 * (units + size) * size
 
 
 def _leading(matrix: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -328,15 +371,15 @@ def _names(model: MemoryModel, types: np.ndarray) -> list[str]:
 
 
 def _fits(delays: np.ndarray, measures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """σ₁ = a exp(−b τ), fitted up to the first delay at which σ₁ is not above its noise floor."""
+    """σ₁ = a exp(−b τ), fitted up to the first delay at which σ₁ is not clear of noise."""
     sigma1, floor = measures["sigma1"], measures["noise_floor"]
     found = {name: np.full(sigma1.shape[:2], np.nan) for name in _FIT}
-    above = np.logical_and.accumulate(sigma1 > floor, axis=-1)
-    found["decay_points"] = above.sum(-1).astype(np.float64)
+    clear = np.logical_and.accumulate(sigma1 > CLEAR * floor, axis=-1)
+    found["decay_points"] = clear.sum(-1).astype(np.float64)
     for i in np.ndindex(sigma1.shape[:2]):
-        if above[i].sum() < 3:  # two points fit any exponential
+        if clear[i].sum() < 3:  # two points fit any exponential
             continue
-        fit = fit_decay(delays[above[i]], sigma1[i][above[i]])
+        fit = fit_decay(delays[clear[i]], sigma1[i][clear[i]])
         found["decay_a"][i], found["decay_b"][i] = fit.a, fit.b
         found["decay_a_stderr"][i], found["decay_b_stderr"][i] = fit.a_stderr, fit.b_stderr
         found["decay_r_squared"][i] = fit.r_squared
@@ -357,7 +400,7 @@ class WordTable:
         sigma1: ``[word, delay]``.
         noise_floor: ``[word, delay]``; NaN where all occurrences are near each other.
         singular_value_sum: ``[word, delay]``.
-        a: ``[word]``, fitted value at delay 0; NaN where fewer than three delays stand above noise.
+        a: ``[word]``, fitted value at delay 0; NaN where fewer than three are clear.
         b: ``[word]``, fitted rate.
         b_stderr: ``[word]``, from the residuals of the fit.
         r_squared: ``[word]``.
@@ -407,6 +450,11 @@ class WordTable:
         Of types without any consistent direction, nearly half do so by chance.
         """
         return self.sigma1[:, delay] > self.noise_floor[:, delay]
+
+    @property
+    def clear(self) -> np.ndarray:
+        """``[word, delay]`` booleans: whether σ₁ is more than `CLEAR` times its noise floor."""
+        return self.sigma1 > CLEAR * self.noise_floor
 
 
 def open_words(path: str | os.PathLike[str]) -> xr.DataTree:

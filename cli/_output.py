@@ -114,6 +114,28 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def noise_mark(value: float, floor: float, stderr: float, clear: bool) -> str:
+    """What stands beside a value in a table: ``""`` where it is clear of its noise floor.
+
+    Returns:
+        ``?`` where the floor or the standard error is not known, ``*`` where the value does not
+        exceed the floor, ``~`` where it does and is not clear all the same.
+    """
+    if not (math.isfinite(floor) and math.isfinite(stderr)):
+        return "?"
+    if not value > floor:
+        return "*"
+    return "" if clear else "~"
+
+
+def print_footnotes(console: Console, footnotes: dict[str, str], marks: Iterable[str]) -> None:
+    """Print what the marks mean that a table has."""
+    there = set(marks)
+    for mark, meaning in footnotes.items():
+        if mark in there:
+            console.print(f"{mark} {meaning}", soft_wrap=True)
+
+
 def check_output(path: str, *, inputs: Iterable[str] = (), suffixes: tuple[str, ...] = ()) -> None:
     """Refuse an output path that cannot be written, before the work and not after it.
 

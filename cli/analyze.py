@@ -48,6 +48,13 @@ _NAMED = 4  # classes at each end of the summary
     help="Room in the result for the means of each block, from which properties get their "
     "standard errors.  [0.27]",
 )
+@click.option(
+    "--sketch",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Follow K random directions of the embedding space for each position: faster, with larger "
+    "standard errors.  [all]",
+)
 @analysis_options()
 def analyze(
     model: str,

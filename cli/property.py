@@ -9,7 +9,7 @@ import click
 from mnemoscope.analyzer.errors import PropertyError
 
 from ._lazy import example
-from ._output import Report, check_output, output_option, reports
+from ._output import Report, check_output, output_option, print_footnotes, reports
 from ._properties import (
     bar_of,
     left_out,
@@ -21,7 +21,7 @@ from ._properties import (
     seed_option,
     skip_option,
 )
-from .show import state_option
+from .show import curve_mark, state_option
 
 if TYPE_CHECKING:
     from mnemoscope.analyzer.lexicon import Lexicon
@@ -184,10 +184,7 @@ def property_(
             _print_direction(out, direction)
         for curve in curves:
             _print_curve(out, curve)
-        marks = {_mark(row) for c in curves for row in c.rows()}
-        for mark, meaning in _FOOTNOTES.items():
-            if mark in marks:
-                out.print(f"{mark} {meaning}", soft_wrap=True)
+        print_footnotes(out, _FOOTNOTES, (curve_mark(row) for c in curves for row in c.rows()))
 
     return Report(data, render, rows)
 
@@ -270,7 +267,9 @@ def _probe(
         return
     try:
         classes = {"a": direction.a, "b": direction.b}
-        found = separability(name, classes, lexicon.whitened, seed=seed)
+        found = separability(
+            name, classes, lexicon.whitened, paired=direction.spec.suffix is not None, seed=seed
+        )
     except PropertyError as error:
         notes.append(f"Separability not tested: {error}")
         return
@@ -300,13 +299,17 @@ def _plain(direction: Direction, probe: Separability | None) -> dict[str, Any]:
 def _print_direction(out: Console, direction: Direction) -> None:
     from rich.text import Text
 
-    dealt = "its own types" if direction.pool == "members" else "the types of the vocabulary"
+    dealt = {
+        "members": "its own types dealt out at random",
+        "pairs": "the two words of each pair exchanged at random",
+        "vocabulary": "the types of the vocabulary dealt out at random",
+    }[direction.pool]
     parts = [
         *direction.notes,
         f"means {direction.distance:.2f} standard deviations apart"
         if len(direction.a)
         else f"length {direction.distance:.2f} standard deviations",
-        f"shuffled: {dealt} dealt out at random",
+        f"shuffled: {dealt}",
     ]
     out.print(Text(f"{direction.name}: {'; '.join(parts)}."), soft_wrap=True)
 
@@ -329,7 +332,7 @@ def _print_curve(out: Console, curve: PropertyCurve) -> None:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in curve.rows():
-        mark = _mark(row)
+        mark = curve_mark(row)
         cells = [str(row["delay"]), _value(row, "m"), mark]
         cells += [_number(row["m_noise"]), _band(row, "m_random"), _band(row, "m_shuffled")]
         for n in curve.leading:
@@ -359,11 +362,3 @@ def _value(row: dict[str, Any], key: str) -> str:
 def _band(row: dict[str, Any], key: str) -> str:
     low, high = row[f"{key}_low"], row[f"{key}_high"]
     return f"{low:.2f}–{high:.2f}" if math.isfinite(low) else ""
-
-
-def _mark(row: dict[str, Any]) -> str:
-    if row["below_noise"] and math.isfinite(row["noise_floor"]):
-        return "*"
-    if not (math.isfinite(row["noise_floor"]) and math.isfinite(row["sigma1_stderr"])):
-        return "?"
-    return "" if row["clear_of_noise"] else "~"

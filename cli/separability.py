@@ -86,7 +86,12 @@ def separability(
                 )
                 found.append(
                     probe.separability(
-                        one.name, classes, lexicon.whitened, whole=one.whole, seed=seed
+                        one.name,
+                        classes,
+                        lexicon.whitened,
+                        whole=one.whole,
+                        paired=one.suffix is not None,
+                        seed=seed,
                     )
                 )
             except PropertyError as error:

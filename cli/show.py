@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._lazy import example
-from ._output import Report, one_line, reports
+from ._output import Report, noise_mark, one_line, print_footnotes, reports
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -131,7 +131,7 @@ def _curves(
         _print_made(console, tree)
         for curve in found:
             _print_curve(console, curve)
-        _print_footnotes(console, _FOOTNOTES, {_mark(row) for row in rows})
+        print_footnotes(console, _FOOTNOTES, {curve_mark(row) for row in rows})
         _print_whitening(console, data["whitening"], found[0].normalization)
 
     return Report(data, render, rows)
@@ -165,7 +165,7 @@ def _classes(
     def render(console: Console) -> None:
         _print_made(console, tree)
         marks = {mark for table in tables for mark in _print_classes(console, table)}
-        _print_footnotes(console, _CLASS_FOOTNOTES, marks)
+        print_footnotes(console, _CLASS_FOOTNOTES, marks)
         console.print(
             "The curve of one class: mnemoscope show RESULT --group NAME.", soft_wrap=True
         )
@@ -178,12 +178,6 @@ def _print_made(console: Console, tree: xr.DataTree) -> None:
     made = [f"{k} {tree.attrs[k]}" for k in _SHOWN if k in tree.attrs]
     if made:
         console.print(one_line(", ".join(made)) + "\n", soft_wrap=True)
-
-
-def _print_footnotes(console: Console, footnotes: dict[str, str], marks: set[str]) -> None:
-    for mark, meaning in footnotes.items():
-        if mark in marks:
-            console.print(f"{mark} {meaning}", soft_wrap=True)
 
 
 def _print_classes(console: Console, table: ClassTable) -> set[str]:
@@ -206,8 +200,8 @@ def _print_classes(console: Console, table: ClassTable) -> set[str]:
         out.add_column(heading, justify="right", no_wrap=True)
     marks = set()
     for row in table.rows:
-        first = _mark_of(row.sigma1, row.sigma1_floor, row.sigma1_stderr, row.sigma1_clear)
-        last = _mark_of(row.sum, row.sum_floor, row.sum_stderr, row.sum_clear)
+        first = noise_mark(row.sigma1, row.sigma1_floor, row.sigma1_stderr, row.sigma1_clear)
+        last = noise_mark(row.sum, row.sum_floor, row.sum_stderr, row.sum_clear)
         if last == "?" and math.isfinite(row.sum) and _is_old(table):
             last = "o"
         marks |= {first, last}
@@ -258,7 +252,7 @@ def _print_curve(console: Console, curve: Curve) -> None:
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in curve.rows():
-        mark = _mark(row)
+        mark = curve_mark(row)
         table.add_row(
             f"{row['delay']}",
             f"{row['sigma1']:.3e} ± {row['sigma1_stderr']:.0e}",
@@ -277,16 +271,11 @@ def _print_curve(console: Console, curve: Curve) -> None:
     console.print(Text(said + "\n"), soft_wrap=True)
 
 
-def _mark(row: dict[str, Any]) -> str:
-    return _mark_of(row["sigma1"], row["noise_floor"], row["sigma1_stderr"], row["clear_of_noise"])
-
-
-def _mark_of(value: float, floor: float, stderr: float, clear: bool) -> str:
-    if not (math.isfinite(floor) and math.isfinite(stderr)):
-        return "?"
-    if not value > floor:
-        return "*"
-    return "" if clear else "~"
+def curve_mark(row: dict[str, Any]) -> str:
+    """The mark of a delay, by its σ₁."""
+    return noise_mark(
+        row["sigma1"], row["noise_floor"], row["sigma1_stderr"], row["clear_of_noise"]
+    )
 
 
 def _print_whitening(console: Console, whitening: dict[str, Any], normalization: str) -> None:

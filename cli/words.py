@@ -10,7 +10,7 @@ from mnemoscope.analyzer.errors import MnemoscopeError
 
 from ._analysis import analysis_options, check_step, in_bytes, progress_of
 from ._lazy import example
-from ._output import Report, check_output, one_line, reports
+from ._output import Report, check_output, noise_mark, one_line, print_footnotes, reports
 from .show import normalization_option
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ _UNEQUAL = (
     "Beware: the types were followed differently often, and by noise alone rare types then have a "
     "larger σ₁ that seems to decay more slowly. --min-count N --max-count N follows all equally."
 )
+_FOOTNOTES = {
+    "*": "σ₁ is not above its noise floor: it means nothing.",
+    "~": "σ₁ is above its noise floor by less than half of it, as chance alone often is.",
+    "?": "there are too few occurrences for a noise floor: σ₁ means nothing.",
+}
 _SORTS = ("sigma1", "sum", "decay", "occurrences", "frequency")
 
 
@@ -81,8 +86,8 @@ def words(
 ) -> Report:
     """Measure what is remembered of each word type.
 
-    With MODEL and CORPUS: follow each type's occurrences, fit σ₁ = a·exp(−bτ) where it stands
-    above its noise floor, and write WORDS.nc. With WORDS.nc: the types that are remembered most
+    With MODEL and CORPUS: follow each type's occurrences, fit σ₁ = a·exp(−bτ) where it is clear
+    of its noise floor, and write WORDS.nc. With WORDS.nc: the types that are remembered most
     and least, how memory goes with frequency, and figures.
     """
     if figure is not None:
@@ -249,6 +254,7 @@ def _row(table: WordTable, i: int, delay: int) -> dict[str, Any]:
         "sigma1": float(table.sigma1[i, delay]),
         "noise_floor": float(table.noise_floor[i, delay]),
         "above_noise": bool(table.above(delay)[i]),
+        "clear_of_noise": bool(table.clear[i, delay]),
         "singular_value_sum": float(table.singular_value_sum[i, delay]),
         "decay_a": float(table.a[i]),
         "decay_b": float(table.b[i]),
@@ -282,13 +288,15 @@ def _print_table(
                     "delays"):  # fmt: skip
         printed.add_column(heading, justify="right", no_wrap=True)
     shown = order if len(order) <= 2 * top else [*order[:top], None, *order[-top:]]
-    unclear = False
+    marks = set()
     for i in shown:
         if i is None:
             printed.add_row("…")
             continue
         row = _row(table, i, delay)
-        unclear |= not row["above_noise"]
+        # There is no standard error: a margin above the floor tells instead.
+        mark = noise_mark(row["sigma1"], row["noise_floor"], 0.0, row["clear_of_noise"])
+        marks.add(mark)
         fitted = row["decay_b"] == row["decay_b"]
         printed.add_row(
             Text(one_line(row["word"])),
@@ -296,32 +304,28 @@ def _print_table(
             f"{row['frequency']:,}",
             f"{row['sigma1']:.3g}",
             f"{row['noise_floor']:.2g}",
-            "" if row["above_noise"] else "*",
+            mark,
             f"{row['decay_b']:.3f} ± {row['decay_b_stderr']:.3f}" if fitted else "–",
             f"{row['decay_r_squared']:.3f}" if fitted else "–",
             f"{row['decay_points']}",
         )
     console.print(printed)
-    if unclear:
-        console.print(
-            "* σ₁ is not above its noise floor, or too few occurrences tell: it means nothing.",
-            soft_wrap=True,
-        )
+    print_footnotes(console, _FOOTNOTES, marks)
 
 
 def _correlations(table: WordTable, delay: int) -> list[dict[str, Any]]:
     import numpy as np
     from mnemoscope.analyzer.words import frequency_correlation
 
-    above = np.where(table.above(delay), table.sigma1[:, delay], np.nan)
+    clear = np.where(table.clear[:, delay], table.sigma1[:, delay], np.nan)
     found = []
-    for name, what, values in (("sigma1", f"σ₁ at delay {delay}", above), ("decay", "b", table.b)):
+    for name, what, values in (("sigma1", f"σ₁ at delay {delay}", clear), ("decay", "b", table.b)):
         c = frequency_correlation(table.frequency, values)
         said = f"Rank correlation of frequency and {what}: "
         said += (
-            f"{c.rho:+.3f} ± {c.stderr:.3f} ({c.types:,} types above noise)."
+            f"{c.rho:+.3f} ± {c.stderr:.3f} ({c.types:,} types clear of noise)."
             if c.rho == c.rho
-            else f"not known ({c.types} types above noise)."
+            else f"not known ({c.types} types clear of noise)."
         )
         found.append({"state": table.state, "measure": name, "rho": c.rho, "stderr": c.stderr,
                       "types": c.types, "equally_often": not table.unequal,

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections import Counter
+from collections import Counter, namedtuple
 
 import models
 import numpy as np
@@ -124,6 +124,7 @@ def test_sums_in_a_file_are_the_same(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sums, "_IN_MEMORY", 0)
     monkeypatch.setattr(sums, "_RELEASE", 3)
     monkeypatch.setattr(sums, "_RELEASE_DIRECT", 3)
+    monkeypatch.setattr(_memory, "holds", lambda folder: False)
     far = analyze(model, stream(200), scratch=tmp_path, report=said.append, **options)
     assert any("in a temporary file" in line for line in said)
     assert not list(tmp_path.iterdir())
@@ -132,12 +133,44 @@ def test_sums_in_a_file_are_the_same(model, tmp_path, monkeypatch):
             np.testing.assert_array_equal(far[state][name].values, value.values)
 
 
+def test_a_file_in_memory_saves_none(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sums, "_IN_MEMORY", 0)
+    monkeypatch.setattr(_memory, "holds", lambda folder: folder == tmp_path)
+    monkeypatch.setattr("tempfile.TemporaryFile", None)
+    said = []
+    analyze(model, stream(200), delays=4, scratch=tmp_path, report=said.append)
+    (line,) = [x for x in said if x.startswith("Memory")]
+    assert line.endswith(" allowed.")
+    with pytest.raises(ResourceError, match=r"folder that is not in memory \(tmpfs\), or raise"):
+        analyze(model, stream(200), delays=4, scratch=tmp_path, memory=10_000)
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind", "found"),
+    [("a", "tmpfs", True), ("a/b", "ramfs", True), ("ab", "tmpfs", False), ("a", "ext4", False),
+     ("a/disk", "tmpfs", False)],
+)  # fmt: skip
+def test_folders_that_lie_in_memory(tmp_path, monkeypatch, folder, kind, found):
+    """The nearest mount decides, and of two at one place the later, which hides the other."""
+    root, part = tmp_path.resolve(), namedtuple("part", ["mountpoint", "fstype"])
+    mounts = [part("/", "ext4"), part(f"{root}/a", "xfs"), part(f"{root}/a", kind),
+              part(f"{root}/a/disk", "ext4")]  # fmt: skip
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts if all else [])
+    assert _memory.holds(tmp_path / folder) is found
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="Linux mounts a tmpfs there")
+def test_a_real_one():
+    assert _memory.holds("/dev/shm")
+
+
 def test_a_full_disk_is_said_before_the_run(model, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(sums, "_IN_MEMORY", 0)
     monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(_memory, "holds", lambda folder: False)
     with pytest.raises(ResourceError, match=r"cannot be had: No space left on device\. Write the"):
         analyze(model, stream(200), delays=4, scratch=tmp_path)
 

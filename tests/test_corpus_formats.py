@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mnemoscope.analyzer._tsv import read_lexicon
+from mnemoscope.analyzer._tsv import read_classes
 from mnemoscope.analyzer.corpus import read_corpus
 from mnemoscope.analyzer.errors import CorpusError
 from mnemoscope.analyzer.roles import Vocabulary
@@ -280,10 +280,10 @@ def test_standard_input_is_text(monkeypatch):
 
 
 def test_a_lexicon_joins_the_lines_of_a_word():
-    found = read_lexicon(["walk\tNN|VB", "", "walk\tX", "the\t_"], "lexicon")
+    found = read_classes(["walk\tNN|VB", "", "walk\tX", "the\t_"], "lexicon")
     assert found == {"walk": {"NN", "VB", "X"}, "the": set()}
     with pytest.raises(CorpusError, match=r"The lexicon l\.tsv, line 2: expected"):
-        read_lexicon(["a\tb", "c"], "l.tsv")
+        read_classes(["a\tb", "c"], "l.tsv")
 
 
 @pytest.fixture(scope="module")

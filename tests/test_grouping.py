@@ -12,7 +12,7 @@ from mnemoscope.analyzer.grouping import (
     MOST_GROUPS,
     group_positions,
     read_unions,
-    require_followed,
+    those_followed,
 )
 from mnemoscope.analyzer.groups import Groups
 from mnemoscope.analyzer.roles import Vocabulary
@@ -210,11 +210,19 @@ def test_absent_columns(read, text, name, by, said):
 
 def test_classes_without_a_followed_position():
     groups = Groups.from_labels([{"x"}, {"y"}, {"x"}, set()]).with_all()
-    require_followed(groups, np.array([1, 1, 0, 0], bool))
-    with pytest.raises(
-        GroupError, match=r"The sample of 2 positions holds none of y\. Follow more"
-    ):
-        require_followed(groups, np.array([0, 0, 1, 1], bool))
+    said = []
+    assert those_followed(groups, np.array([1, 1, 0, 0], bool), said.append) is groups
+    assert said == []
+    found = those_followed(groups, np.array([0, 0, 1, 1], bool), said.append)
+    assert masks(found) == {"all": [1, 1, 1, 1], "x": [1, 0, 1, 0]}
+    assert said == [
+        "The sample of 2 positions holds none of y; left out. Follow more --positions or all of "
+        "them to have them."
+    ]
+    nothing = r"The sample of 1 positions holds none of x, y: no class is left\. Follow more"
+    for empty in (groups, groups.unions({"x": ["x"], "y": ["y"]})):
+        with pytest.raises(GroupError, match=nothing):
+            those_followed(empty, np.array([0, 0, 0, 1], bool), said.append)
 
 
 @given(

@@ -11,9 +11,10 @@ import models
 import numpy as np
 import onnx
 import pytest
-from mnemoscope.analyzer import Corpus, _gemm, _products, _runtime, analyze, open_model
+from mnemoscope.analyzer import Corpus, _gemm, _pipeline, _runtime, analyze, open_model
 from mnemoscope.analyzer._device import DeviceProducts
-from mnemoscope.analyzer._products import Products, carried_states
+from mnemoscope.analyzer._products import Products
+from mnemoscope.analyzer._reading import carried_states
 from mnemoscope.analyzer._shards import Carrier
 from mnemoscope.analyzer._states import Stepper
 from mnemoscope.analyzer.linearize import (
@@ -385,11 +386,11 @@ def test_the_limit_on_blas_outlasts_every_run(model):
                                              ("max 100000", None), ("", None)])  # fmt: skip
 def test_processors_of_a_control_group(tmp_path, monkeypatch, text, count):
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(_products, "_CONTROL", tmp_path / "nowhere")
-    free = _products.processors()
+    monkeypatch.setattr(_pipeline, "_CONTROL", tmp_path / "nowhere")
+    free = _pipeline.processors()
     assert free >= 1
-    monkeypatch.setattr(_products, "_CONTROL", tmp_path)
-    assert _products.processors() == min(free, count or free)
+    monkeypatch.setattr(_pipeline, "_CONTROL", tmp_path)
+    assert _pipeline.processors() == min(free, count or free)
 
 
 def test_an_error_in_a_thread_reaches_the_caller(model):
@@ -431,6 +432,11 @@ def test_gemm_into_columns(dtype, library, monkeypatch):
         bar = 1e-5 if dtype == np.float32 else 1e-13
         np.testing.assert_allclose(out, before[:, 2 : 2 + n] + a @ b, rtol=bar, atol=bar)
         gemm(a, b, out, False)
+        np.testing.assert_allclose(out, a @ b, rtol=bar, atol=bar)
+        turned = np.ascontiguousarray(b.T)
+        gemm(a, turned, out, True, transposed=True)
+        np.testing.assert_allclose(out, 2 * (a @ b), rtol=bar, atol=bar)
+        gemm(a, turned, out, False, transposed=True)
         np.testing.assert_allclose(out, a @ b, rtol=bar, atol=bar)
         np.testing.assert_array_equal(whole[:, :2], before[:, :2])
         np.testing.assert_array_equal(whole[:, 2 + n :], before[:, 2 + n :])

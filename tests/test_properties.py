@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 from mnemoscope.analyzer._property_plot import property_figure
 from mnemoscope.analyzer.errors import PropertyError, ResultError
-from mnemoscope.analyzer.lexicon import read_lexicon
+from mnemoscope.analyzer.lexicon import Lexicon, read_lexicon
 from mnemoscope.analyzer.metrics import (
     jackknife,
     relative_memory,
@@ -236,6 +236,22 @@ class TestShuffled:
     def test_of_few_words_draws_from_the_vocabulary(self, lexicon):
         spec = Spec("gender", a=words("king", "man"), b=words("queen", "woman"))
         assert direction(spec, lexicon, samples=3).pool == "vocabulary"
+
+    @pytest.mark.parametrize(("pairs", "pool"), [(10, "vocabulary"), (11, "pairs")])
+    def test_pairs_are_exchanged_pair_by_pair(self, pairs, pool):
+        """Stems differ along the first axis and pairs do not: dealt by pairs, nothing does."""
+        stems = [f"stem{i}" for i in range(pairs)]
+        table = np.random.default_rng(0).standard_normal((2 * pairs, 5))
+        table[pairs:, 0] = table[:pairs, 0]
+        found = Lexicon(table, (*stems, *(f"{s}'s" for s in stems)), (), None, None,
+                        np.zeros((0, 0)), whiten(table).D)  # fmt: skip
+        made = direction(Spec("genitive", suffix="'s"), found, samples=200)
+        assert made.pool == pool
+        np.testing.assert_allclose(np.linalg.norm(made.shuffled, axis=1), 1.0)
+        first = np.abs(made.shuffled @ found.D[0])
+        assert (first < TIGHT).all() == (pool == "pairs")
+        # Which word of a pair is which changes from sample to sample.
+        assert np.linalg.matrix_rank(made.shuffled) == (4 if pool == "pairs" else 5)
 
     def test_is_what_random_sets_show(self, lexicon):
         """The same control written out: permute, average, subtract."""

@@ -103,6 +103,61 @@ class TestAccuracy:
         assert one == two
 
 
+class TestPairs:
+    """A stem and the same with a suffix."""
+
+    @staticmethod
+    def pairs(shift, number=30, dimensions=60):
+        rng = np.random.default_rng(0)
+        stems = rng.standard_normal((number, dimensions))
+        with_suffix = stems + 0.05 * rng.standard_normal(stems.shape)
+        with_suffix[:, 0] += shift
+        order = np.arange(number)
+        return {"with": order, "without": order + number}, np.concatenate([with_suffix, stems])
+
+    def test_what_is_learned_of_a_stem_does_not_mislead(self, monkeypatch):
+        monkeypatch.setattr(probe, "_STRENGTHS", (100.0,))
+        classes, x = self.pairs(0.0)
+        apart = separability("suffix", classes, x, permutations=2)
+        assert apart.accuracy < 0.35  # the other word of the pair was trained on, as the other
+        found = separability("suffix", classes, x, paired=True, permutations=2)
+        assert abs(found.accuracy - 0.5) < 0.1
+        assert abs(found.shuffled - 0.5) < 0.15
+        assert not found.separable
+
+    def test_a_suffix_that_shows(self):
+        found = separability("suffix", *self.pairs(6.0), paired=True, permutations=2)
+        assert found.separable
+        assert abs(found.shuffled - 0.5) < 0.15
+
+    def test_no_pair_is_cut(self, monkeypatch):
+        """Not by the folds, not by the caps."""
+        from sklearn.linear_model import LogisticRegression
+
+        classes, x = self.pairs(1.0, number=40, dimensions=3)
+        seen, fit = [], LogisticRegression.fit
+
+        def watch(self, rows, labels, *rest):
+            seen.append((rows, labels))
+            return fit(self, rows, labels, *rest)
+
+        monkeypatch.setattr(LogisticRegression, "fit", watch)
+        monkeypatch.setattr(probe, "_MOST", 60)
+        found = separability("suffix", classes, x, paired=True, permutations=2)
+        assert found.types == 60
+        assert dict(found.sizes) == {"with": 30, "without": 30}
+        place = {tuple(row): i for i, row in enumerate(x)}
+        for rows, labels in seen:
+            pair = np.array([place[tuple(row)] % 40 for row in rows])
+            assert (np.bincount(pair)[np.unique(pair)] == 2).all()
+            assert (np.bincount(pair, labels)[np.unique(pair)] == 1).all()
+
+    def test_families(self):
+        """c, cs and css are one."""
+        found = probe._pairs({"a": np.array([1, 2, 5]), "b": np.array([0, 1, 4])}, 6)
+        assert [len(np.flatnonzero(found == found[i])) for i in range(6)] == [3, 3, 3, 1, 2, 2]
+
+
 class TestCaps:
     def test_many_types_hold_out_one_part(self):
         classes, x = data([700, 500], 8.0, dimensions=2)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import models
 import numpy as np
 import pytest
-from mnemoscope.analyzer import Corpus, analyze, metrics, open_model
+from mnemoscope.analyzer import Corpus, analyze, metrics, open_model, words
 from mnemoscope.analyzer._analyze import Run
-from mnemoscope.analyzer.errors import CorpusError, MnemoscopeError
+from mnemoscope.analyzer.errors import CorpusError, MnemoscopeError, ResourceError
 from mnemoscope.analyzer.groups import Groups
-from mnemoscope.analyzer.sums import Plan
+from mnemoscope.analyzer.sums import Plan, Sums
 from mnemoscope.analyzer.words import _places, _plan, analyze_words
 
 DELAYS = 4
@@ -51,7 +53,7 @@ def test_passes_make_no_difference(model, monkeypatch):
     corpus, said = stream(), []
     one = analyze_words(model, corpus, delays=DELAYS, report=said.append)
     assert any("in 1 pass " in line for line in said)
-    monkeypatch.setattr(Run, "most_groups", lambda self, members: 3)
+    monkeypatch.setattr(Run, "most_groups", lambda self, members, after: 3)
     seen = []
     many = analyze_words(model, corpus, delays=DELAYS, report=said.append,
                          progress=lambda done, total: seen.append((done, total)))  # fmt: skip
@@ -77,6 +79,41 @@ def test_as_many_types_as_memory_holds(model):
                 layout = Plan(np.array([[0, 3000]]), np.zeros(3000, int), np.zeros(3000, int), 1)
                 need = run._need(layout, groups, 0).whole(run._linearization())
                 assert (need <= memory) == fits
+
+
+@pytest.mark.parametrize("shape", [(128, 32, 51), (32, 128, 9), (300, 300, 3), (20, 400, 2)])
+def test_measures_stay_below_their_estimate(monkeypatch, shape):
+    monkeypatch.setattr(words, "_AT_ONCE", 2**17)
+    monkeypatch.setattr(words, "processors", lambda: 2)
+    units, size, delays = shape
+    rng = np.random.default_rng(0)
+    total, half = rng.standard_normal((2, 4, delays, size, units)).swapaxes(-1, -2)
+    count = np.full((4, delays), 6)
+    sums, d = Sums(total[None], count[None], half, count // 2), rng.standard_normal((size, size))
+    tracemalloc.start()
+    found = words._measures(sums, d)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 2 * words._working(units, size, delays) < 4 * taken
+    # In portions of a few delays, the numbers are those of all delays at once.
+    monkeypatch.setattr(words, "_AT_ONCE", 2**40)
+    for name, values in words._measures(sums, d).items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-12)
+
+
+def test_measures_count_in_the_memory_of_a_run(model, monkeypatch):
+    said = {}
+    for factor in (0, 1000):
+        one = [words._working(models.H, models.E, DELAYS + 1) * factor]
+        monkeypatch.setattr(words, "_working", lambda *_, n=one: n[0])
+        said[factor] = []
+        analyze_words(model, stream(), delays=DELAYS, report=said[factor].append)
+        monkeypatch.undo()
+    least, more = (next(x for x in said[f] if x.startswith("Memory")) for f in said)
+    assert least != more
+    monkeypatch.setattr(words, "_working", lambda *_: 2**40)
+    with pytest.raises(ResourceError, match="would need about"):
+        analyze_words(model, stream(), delays=DELAYS, memory=2**30)
 
 
 def test_halves_are_dealt_within_each_type():
@@ -147,22 +184,46 @@ def test_bad_numbers(model, options, said):
 
 
 def test_fits_of_planted_decays():
-    from mnemoscope.analyzer.words import _fits
-
     delays = np.arange(30)
     rates, floor = np.array([0.1, 0.66]), np.full((1, 2, 30), 1e-3)
     sigma1 = 3.0 * np.exp(-rates[:, None] * delays)[None]
-    found = _fits(delays, {"sigma1": sigma1, "noise_floor": floor})
+    found = words._fits(delays, {"sigma1": sigma1, "noise_floor": floor})
     np.testing.assert_allclose(found["decay_b"][0], rates, rtol=1e-9)
     np.testing.assert_allclose(found["decay_a"][0], 3, rtol=1e-9)
     np.testing.assert_allclose(found["decay_r_squared"][0], 1, rtol=1e-9)
-    np.testing.assert_array_equal(found["decay_points"][0], [30, (sigma1[0, 1] > 1e-3).sum()])
+    clear = sigma1[0, 1] > words.CLEAR * 1e-3
+    np.testing.assert_array_equal(found["decay_points"][0], [30, clear.sum()])
+    assert clear.sum() < (sigma1[0, 1] > 1e-3).sum()
     # A tail that rises out of the noise by chance is not fitted.
     sigma1[0, 0, 10:] = 1e-4
     sigma1[0, 0, 20] = 1.0
-    again = _fits(delays, {"sigma1": sigma1, "noise_floor": floor})
+    again = words._fits(delays, {"sigma1": sigma1, "noise_floor": floor})
     assert again["decay_points"][0, 0] == 10
     np.testing.assert_allclose(again["decay_b"][0, 0], 0.1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("occurrences", [3, 6, 20])
+def test_noise_is_hardly_ever_fitted(monkeypatch, occurrences):
+    """Types without any consistent direction, whose noise shows in the same way at all delays."""
+    rng = np.random.default_rng(occurrences)
+    types, delays = 300, 3
+    one = rng.standard_normal((types, occurrences, 1, 8, 4))
+    each = rng.standard_normal((types, occurrences, delays, 8, 4))
+    fading = 0.7 ** np.arange(delays)[:, None, None]
+    jacobians = fading * (0.8 * one + 0.6 * each)
+    count = np.full((types, delays), occurrences)
+    sums = Sums(jacobians.sum(1)[None], count[None], jacobians[:, ::2].sum(1),
+                np.full((types, delays), len(range(0, occurrences, 2))))  # fmt: skip
+    measures = words._measures(sums, np.eye(4))
+    above = measures["sigma1"] > measures["noise_floor"]
+    assert 0.3 < above.mean() < 0.65
+    assert (measures["sigma1"] > words.CLEAR * measures["noise_floor"]).mean() < 0.1
+    fitted = {}
+    for margin in (1.0, words.CLEAR):
+        monkeypatch.setattr(words, "CLEAR", margin)
+        fitted[margin] = np.isfinite(words._fits(np.arange(delays), measures)["decay_b"]).mean()
+    assert fitted[1.0] > 0.1
+    assert fitted[1.5] < 0.03
 
 
 def test_r_squared_is_that_of_the_residuals():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from mnemoscope.analyzer._files import replacing
 
 from . import claims, corpora, study
 from .engine import (
@@ -220,10 +221,8 @@ def _describe(output: Path, options: study.Options, steps: list[study.Step]) -> 
         "steps": [s.name for s in steps],
         "unavailable": missing,
     }
-    path = output / "study.json"
-    temporary = path.with_name(f".study.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(output / "study.json") as temporary:
+        temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
 def _machine() -> str:

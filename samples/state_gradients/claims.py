@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mnemoscope.analyzer._files import replacing
 
 from .measures import (
     NAN,
@@ -42,8 +42,12 @@ from .verdicts import Verdict, all_of, gone, larger, present, smaller, within
 COMPARED = (0, 1, 2, 5, 10, 15, 20, 30, 40)
 """Delays at which two curves are held against each other."""
 
+HALF = "at least half of which must be clear of noise"
+"""What `measures.common_delays` asks for, in the words of the rules."""
+
 SHORT = tuple(range(1, 11))
 LONG = (20, 25, 30, 35, 40)
+LATE = (15, 20, 30, 40)  # "delays longer than 10"
 
 SEED_MARGIN = math.log(1.5)
 """Seeds agree when σ₁ is within this factor, on average over the compared delays."""
@@ -141,7 +145,7 @@ def selectivity_grows(results: Results) -> Finding:
         "4.3.2, Fig. 4a",
         "“the memory becomes more selective when the delay increases”; σ₁₋₅/Σσ “close to 1 for "
         "large delays”",
-        "mean σ₁/Σσ over the clear ones of delays 20, 25, …, 40 above σ₁/Σσ at delay 0",
+        f"mean σ₁/Σσ over delays 20, 25, …, 40, {HALF}, above σ₁/Σσ at delay 0",
     )
     memory = results.memory.get("base.c")
     if memory is None:
@@ -165,8 +169,8 @@ def whitening_scales(results: Results) -> Finding:
         "Normalised values are lower; the trend is the same",
         "4.3.2, Fig. 4a",
         "“the normalized values are lower … the qualitative trend is similar”",
-        "σ₁ whitened below σ₁ raw at every compared delay, and the decay of both slows by more "
-        "than a tenth",
+        f"σ₁ whitened below σ₁ raw at every compared delay, {HALF} in both, and the decay of both "
+        "slows by more than a tenth",
     )
     if "base.c" not in results.memory or "base-raw.c" not in results.memory:
         return base
@@ -192,8 +196,8 @@ def seeds_agree(results: Results) -> Finding:
         "Different seeds agree",
         "4.3.2, Fig. 4b",
         "“Both qualitatively and quantitatively, we observe no large difference”",
-        "for each pair of seeds, the mean distance of ln σ₁ over the compared delays that are "
-        "clear of noise stays below ln 1.5",
+        "for each pair of seeds, the mean distance of ln σ₁ over the compared delays, "
+        f"{HALF} in both, stays below ln 1.5",
     )
     names = [n for n in ("base.c", "seed2.c", "seed3.c") if n in results.memory]
     if len(names) < 3:
@@ -233,7 +237,8 @@ def random_exponential(results: Results) -> Finding:
         "With random weights σ₁ decays exponentially",
         "4.3.2, Fig. 5a",
         "“with random weights there is an exponential decay”",
-        "decay rates over delays 0–10 and 20–40 within a tenth of each other",
+        "decay rates over delays 0–10 and over the late delays (20–40 where these are clear of "
+        "noise) within a tenth of each other",
     )
     memory = results.memory.get("random.c")
     if memory is None:
@@ -257,7 +262,7 @@ def random_faster(results: Results) -> Finding:
         "4.3.2, Fig. 5a",
         "“training the LSTM as a LM results in larger SVs and a slower decay”",
         "decay rate over delays 0–20 larger with random weights, and σ₁ smaller at every compared "
-        "delay",
+        f"delay, {HALF} in both",
     )
     speed = contrast(results, "random.c", "base.c", lambda m: rate(m, 0, 20), apart=1)
     if speed is None:
@@ -271,7 +276,7 @@ def random_faster(results: Results) -> Finding:
         f"σ₁ random/trained {_ratios(one, other, at)}",
         f"rate difference {_g(speed.error)}",
         f"{_at(one.floor, 20)} (random), {_at(other.floor, 20)} (trained) at 20",
-        all_of([larger(speed.value, speed.error), *(below or ["cannot tell"])]),
+        all_of([larger(speed.value, speed.error), *below]),
     )
 
 
@@ -281,8 +286,8 @@ def random_less_selective(results: Results) -> Finding:
         "Random weights are less selective",
         "4.3.2, Fig. 5a",
         "σ₁/Σσ “is also larger for the trained model”",
-        "mean σ₁/Σσ smaller with random weights, over the short delays (1–10) and over the clear "
-        "ones of 20, 25, …, 40",
+        "mean σ₁/Σσ smaller with random weights, over the short delays (1–10) and over 20, 25, …, "
+        f"40, {HALF} in both",
     )
     return _selectivity(results, base, "random.c", "base.c", smaller, (SHORT, LONG), apart=1)
 
@@ -293,7 +298,7 @@ def hidden_below_cell(results: Results) -> Finding:
         "The hidden state lies below the cell state",
         "4.3.2, Fig. 5b",
         "“The largest SV for the hidden state is smaller than for the cell state”",
-        "σ₁ of the hidden state smaller at every compared delay",
+        f"σ₁ of the hidden state smaller at every compared delay, {HALF} in both",
     )
     return _levels(results, base, "base.h", "base.c", smaller, apart=0)
 
@@ -304,7 +309,8 @@ def gru_between(results: Results) -> Finding:
         "σ₁ of the GRU lies between the LSTM's cell and hidden state",
         "4.3.2, Fig. 5b",
         "“lies between the cell state and the hidden state of the LSTM”",
-        "mean ln σ₁ over the compared delays below the cell state's and above the hidden state's",
+        f"mean ln σ₁ over the compared delays, {HALF} in all three, below the cell state's and "
+        "above the hidden state's",
     )
     if not {"gru.h", "base.c", "base.h"} <= results.memory.keys():
         return base
@@ -331,7 +337,7 @@ def gru_less_selective(results: Results) -> Finding:
         "4.3.2, Fig. 5b; 6",
         "“both LSTM states are more selective than the GRU state”",
         "mean σ₁/Σσ smaller than that of the cell and of the hidden state, over the short delays "
-        "(1–10) and over the clear ones of 20, 25, …, 40",
+        f"(1–10) and over 20, 25, …, 40, {HALF} in both",
     )
     parts = [
         _selectivity(results, base, "gru.h", other, smaller, (SHORT, LONG))
@@ -354,16 +360,17 @@ def rnn_gone(results: Results) -> Finding:
         "The vanilla RNN's memory is gone by delay 20",
         "4.3.2, Fig. 5b",
         "σ₁ “becomes virtually zero (< 10⁻¹⁰) when the delay is larger than 20”",
-        "σ₁ at delay 21 below 10⁻¹⁰",
+        f"σ₁ at delay 21 below 10⁻¹⁰; {LEARNT}",
     )
     memory = results.memory.get("rnn.h")
     if memory is None or len(memory.delay) < 22:
         return base
     value, error, floor = (float(x[21]) for x in (memory.sigma1, memory.sigma1_error, memory.floor))
-    verdict = gone(value, error, floor, VANISHED)
+    verdict = gone(value, error, floor, VANISHED) if _learnt(results, "rnn") else "cannot tell"
     return _said(
         base,
-        f"σ₁(21) = {_g(value)}, that is {_g(value / float(memory.sigma1[0]))} of σ₁(0)",
+        f"σ₁(21) = {_g(value)}, that is {_g(value / float(memory.sigma1[0]))} of σ₁(0)"
+        f"{_unlearnt(results, 'rnn')}",
         _g(error),
         _g(floor),
         verdict,
@@ -376,14 +383,14 @@ def rnn_shorter(results: Results) -> Finding:
         "The LSTM's memory is longer than the vanilla RNN's",
         "4.3.2, Fig. 5b",
         "“σ₁ is much smaller”; “the memory of the LSTM is effectively longer”",
-        "decay rate over delays 0–10 (to the last clear delay if that is earlier) larger than the "
-        "cell state's",
+        "decay rate over delays 0–10 (to the last delay clear of noise in both if that is earlier, "
+        f"but 5 or later) larger than the cell state's; {LEARNT}",
     )
     m = results.memory
     if not {"rnn.h", "base.c"} <= m.keys():
         return base
     last = min(10, m["rnn.h"].reach, m["base.c"].reach)
-    if last < 2:
+    if last < 5:
         return _said(base, f"clear of noise up to delay {m['rnn.h'].reach}", "–", "–",
                      "cannot tell")  # fmt: skip
     found = contrast(results, "rnn.h", "base.c", lambda x: rate(x, 0, last))
@@ -391,10 +398,30 @@ def rnn_shorter(results: Results) -> Finding:
     return _said(
         base,
         f"rate over 0–{last}: {_g(rate(m['rnn.h'], 0, last).value)} (RNN), "
-        f"{_g(rate(m['base.c'], 0, last).value)} (LSTM cell)",
+        f"{_g(rate(m['base.c'], 0, last).value)} (LSTM cell){_unlearnt(results, 'rnn')}",
         _g(found.error),
         f"{_at(m['rnn.h'].floor, last)} (RNN) at {last}",
-        larger(found.value, found.error),
+        larger(found.value, found.error) if _learnt(results, "rnn") else "cannot tell",
+    )
+
+
+LEARNT = "a model that predicts worse than word frequencies alone tells nothing"
+
+
+def _learnt(results: Results, model: str) -> bool:
+    """Whether training came to anything; taken for granted where its perplexity is not known."""
+    found = results.perplexity.get(model, {})
+    return found.get("test", 0.0) < found.get("unigram", math.inf)
+
+
+def _unlearnt(results: Results, model: str) -> str:
+    """What is said of a model that learnt nothing."""
+    if _learnt(results, model):
+        return ""
+    found = results.perplexity[model]
+    return (
+        f"; but its training failed: perplexity {found['test']:,.0f}, word frequencies alone "
+        f"{found['unigram']:,.0f}"
     )
 
 
@@ -404,12 +431,16 @@ def larger_less_selective(results: Results) -> Finding:
         "A larger state is less selective at short delays",
         "4.3.2, Fig. 6a",
         "128 units: “more selective”; 512 units: selectivity “initially increases less quickly”",
-        "mean σ₁/Σσ over delays 1–10: small above usual above large",
+        f"mean σ₁/Σσ over delays 1–10, {HALF} in all three: small above usual above large",
     )
     names = ("small.c", "base.c", "large.c")
     if not set(names) <= results.memory.keys():
         return base
-    measure = _share_of(SHORT)
+    at = common_delays(*(results.memory[n] for n in names), among=SHORT)
+
+    def measure(memory: Memory) -> Value:
+        return share(memory, at)
+
     values = [measure(results.memory[n]) for n in names]
     pairs = [contrast(results, a, b, measure) for a, b in pairwise(names)]
     found = [p for p in pairs if p is not None]
@@ -428,7 +459,7 @@ def small_smaller(results: Results) -> Finding:
         "The small state has a smaller σ₁",
         "4.3.2, Fig. 6a",
         "“The small LSTM has lower values for σ₁ overall”",
-        "σ₁ of the small model smaller at every compared delay",
+        f"σ₁ of the small model smaller at every compared delay, {HALF} in both",
     )
     return _levels(results, base, "small.c", "base.c", smaller)
 
@@ -439,7 +470,8 @@ def pretrained_longer(results: Results) -> Finding:
         "Pre-trained embeddings are remembered longer",
         "4.3.2, Fig. 6b",
         "“σ₁ is larger for the LM with pre-trained embeddings and decreases more slowly”",
-        "mean ln σ₁ over the compared delays larger, and decay rate over delays 0–20 smaller",
+        f"mean ln σ₁ over the compared delays, {HALF} in both, larger, and decay rate over delays "
+        "0–20 smaller",
     )
     m = results.memory
     if not {"pretrained.c", "base.c"} <= m.keys():
@@ -465,7 +497,7 @@ def pretrained_less_selective(results: Results) -> Finding:
         "Memory of pre-trained embeddings is less selective",
         "4.3.2, Fig. 6b",
         "“the memory of the LM with pre-trained embeddings is less selective”",
-        "mean σ₁/Σσ smaller, over the short delays (1–10) and over the clear ones of 20, 25, …, 40",
+        f"mean σ₁/Σσ smaller, over the short delays (1–10) and over 20, 25, …, 40, {HALF} in both",
     )
     return _selectivity(results, base, "pretrained.c", "base.c", smaller, (SHORT, LONG))
 
@@ -476,14 +508,14 @@ def wikipedia_longer(results: Results) -> Finding:
         "A model of WikiText-2 remembers longer than one of the other corpus",
         "4.3.2, Fig. 7a",
         "Wiki-2 against PTB, delays longer than 10: “the model trained on Wiki-2 has larger SVs”",
-        "mean ln σ₁ over the clear ones of delays 15, 20, 30, 40 larger for WikiText-2",
+        f"mean ln σ₁ over delays 15, 20, 30 and 40, {HALF} in both, larger for WikiText-2",
     )
     others = [f"{n}.c" for n in ("ptb", "ewt") if f"{n}.c" in results.memory]
     if "wikitext-2.c" not in results.memory or not others:
         return base
     other = others[0]
     m = results.memory
-    at = common_delays(m["wikitext-2.c"], m[other], among=(15, 20, 30, 40))
+    at = common_delays(m["wikitext-2.c"], m[other], among=LATE)
     found = contrast(results, "wikitext-2.c", other, lambda x: log_sigma1(x, at))
     assert found is not None
     return _said(
@@ -507,41 +539,51 @@ def content_above_function(results: Results) -> Finding:
         "Nouns and verbs lie above function classes at every delay",
         "4.3.3, Fig. 8a",
         "“the classes with the largest σ₁ at a delay of 0 still have the largest Σσ for a delay of "
-        "49 … nouns and verbs”; conjunctions, prepositions and determiners the smallest",
-        "σ₁ at delay 0 and Σσ at the largest delay of nouns and of verbs larger than those of "
-        "determiners and of conjunctions and prepositions; what is not clear of noise cannot tell",
+        "49”; “nouns and verbs” the strongest; conjunctions, prepositions and determiners the "
+        "smallest",
+        "σ₁ of nouns and of verbs larger than that of determiners and of conjunctions and "
+        f"prepositions at every compared delay, {HALF} in both, and Σσ larger at the largest delay "
+        "(within noise there: cannot tell)",
     )
     if not {*CONTENT, *FUNCTION} <= results.classes.keys():
         return base
     verdicts: list[Verdict] = []
-    ratios: dict[str, float] = {}
+    ratios: dict[str, list[float]] = {"σ₁": [], "Σσ at the largest delay": []}
+    errors, floors, told = [NAN], [NAN], []
     for a in CONTENT:
         for b in FUNCTION:
-            for name, of in (("σ₁ at 0", _first), ("Σσ at the largest delay", _last_total)):
-                x, y = of(results.classes[a]), of(results.classes[b])
+            one, other = results.classes[a], results.classes[b]
+            at = common_delays(one, other, among=COMPARED)
+            told.append(at)
+            pairs = [("σ₁", _sigma1(one, d), _sigma1(other, d)) for d in at]
+            pairs.append(("Σσ at the largest delay", _last_total(one), _last_total(other)))
+            if not at:
+                verdicts.append("cannot tell")
+            for name, x, y in pairs:
                 verdicts.append(larger(x.value - y.value, math.hypot(x.error, y.error)))
                 if math.isfinite(x.value / y.value):
-                    ratios[name] = min(ratios.get(name, math.inf), x.value / y.value)
-    table = ", ".join(f"{_g(r)} ({name})" for name, r in ratios.items())
-    errors, floors = (
-        [value / of(results.classes[c]).value for c in (*CONTENT, *FUNCTION)
-         for of in (_first, _last_total) for value in [getattr(of(results.classes[c]), kind)]]
-        for kind in ("error", "floor")
-    )  # fmt: skip
+                    ratios[name].append(x.value / y.value)
+                errors += [v.error / v.value for v in (x, y)]
+                floors += [v.floor / v.value for v in (x, y)]
+    table = ", ".join(f"{_g(min(r))} ({name})" for name, r in ratios.items() if r)
+    fewest = min(told, key=len)
     return _said(
         base,
-        f"smallest ratio of a content to a function class: {table or 'nothing clear of noise'}",
-        f"up to {_percent(np.nanmax(errors) if np.isfinite(errors).any() else NAN)} of a value",
-        f"up to {_percent(np.nanmax(floors) if np.isfinite(floors).any() else NAN)} of a value",
+        f"smallest ratio of a content to a function class: {table or 'nothing clear of noise'}; "
+        f"every pair at least at delays {_list(fewest)}",
+        f"up to {_percent(_most(errors))} of a value",
+        f"up to {_percent(_most(floors))} of a value",
         all_of(verdicts),
     )
 
 
-def _first(memory: Memory) -> Value:
-    """σ₁ at delay 0; NaN where it is not clear of noise."""
-    if not memory.clear[0]:
-        return Value(NAN)
-    return Value(*(float(x[0]) for x in (memory.sigma1, memory.sigma1_error, memory.floor)))
+def _most(values: Iterable[float]) -> float:
+    """The largest that is a number."""
+    return max((v for v in values if math.isfinite(v)), default=NAN)
+
+
+def _sigma1(memory: Memory, delay: int) -> Value:
+    return Value(*(float(x[delay]) for x in (memory.sigma1, memory.sigma1_error, memory.floor)))
 
 
 def _last_total(memory: Memory) -> Value:
@@ -587,12 +629,12 @@ def _with_frequency(
     words: Mapping[str, Any], base: Finding, key: str, rule: Callable[[float, float], Verdict]
 ) -> Finding:
     """How a measure of words goes with their training frequency."""
-    from mnemoscope.analyzer.words import frequency_correlation
+    from mnemoscope.analyzer.words import CLEAR, frequency_correlation
 
     value, sigma1, floor = (np.asarray(words[k], float) for k in (key, "sigma1", "floor"))
     frequency, followed = (np.asarray(words[k], float) for k in ("frequency", "occurrences"))
-    # Without any direction a word exceeds its floor in one case of two: this thins noise out only.
-    kept = np.isfinite(value) & (sigma1 > floor)
+    # What a word shows is clear of chance only some way above its floor.
+    kept = np.isfinite(value) & (sigma1 > CLEAR * floor)
     found = frequency_correlation(frequency[kept], value[kept])
     noise = frequency_correlation(frequency, floor)
     equal = bool(np.ptp(followed) == 0)
@@ -660,6 +702,7 @@ def nouns_above_verbs(results: Results) -> Finding:
     base = Finding(
         "Properties of nouns are remembered better than those of verbs",
         "5.2.2, Fig. 10a, 11a",
+        "“the m values are lower for these properties” of verbs; with the gradients of all words "
         "on average 0.72 (nouns) against 0.47 (verbs) at delay 0",
         "mean m at delay 0 larger for the three properties of nouns than for the three of verbs",
     )
@@ -732,7 +775,8 @@ def _perplexities(results: Results, base: Finding, pairs: list[tuple[str, str]])
     return _said(
         base,
         ", ".join(f"{n} {p[n]:,.1f}" for n in names),
-        f"of a difference: {_percent(error)}",
+        f"of a difference: {_percent(error)}"
+        + ("" if math.isfinite(error) else " (needs another seed)"),
         f"word frequencies alone: {results.perplexity['base']['unigram']:,.1f}",
         all_of(verdicts),
     )
@@ -790,12 +834,13 @@ def _each(
     results: Results,
     a: str,
     b: str,
-    at: Iterable[int],
+    at: list[int],
     rule: Callable[[float, float], Verdict],
     *,
     apart: int,
 ) -> list[Verdict]:
-    found = []
+    """Whether σ₁ of a lies on one side of σ₁ of b, at each of some delays."""
+    found: list[Verdict] = [] if at else ["cannot tell"]
     for d in at:
         difference = contrast(results, a, b, lambda m, d=d: log_sigma1(m, [d]), apart=apart)
         assert difference is not None
@@ -812,13 +857,13 @@ def _levels(
     *,
     apart: int = 2,
 ) -> Finding:
-    """σ₁ of a against σ₁ of b, at every compared delay that is clear in both."""
+    """σ₁ of a against σ₁ of b, at every compared delay that is clear of noise in both."""
     if a not in results.memory or b not in results.memory:
         return base
     one, other = results.memory[a], results.memory[b]
     at = common_delays(one, other, among=COMPARED)
     if not at:
-        return _said(base, "no delay is clear of noise in both", "–", _g(one.floor[0]),
+        return _said(base, "too few delays are clear of noise in both", "–", _g(one.floor[0]),
                      "cannot tell")  # fmt: skip
     errors = [contrast(results, a, b, lambda m, d=d: log_sigma1(m, [d]), apart=apart) for d in at]
     return _said(
@@ -850,16 +895,12 @@ def _selectivity(
         found = contrast(results, a, b, lambda m, at=at: share(m, at), apart=apart)
         assert found is not None
         verdicts.append(rule(found.value, found.error))
-        where = f"delays {at[0]}–{at[-1]}" if at else f"{delays[0]}–{delays[-1]} (within noise)"
+        where = f"delays {at[0]}–{at[-1]}" if at else f"{delays[0]}–{delays[-1]} (too noisy)"
         said.append(f"{_g(share(one, at).value)} against {_g(share(other, at).value)} at {where}")
         errors.append(_g(found.error))
     return _said(
         base, "; ".join(said), ", ".join(errors), "delays within noise left out", all_of(verdicts)
     )
-
-
-def _share_of(among: tuple[int, ...]) -> Callable[[Memory], Value]:
-    return lambda m: share(m, common_delays(m, among=among))
 
 
 def _rates(memory: Memory) -> str:
@@ -900,7 +941,7 @@ def _g(value: Any) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %" if math.isfinite(value) else "– (needs another seed)"
+    return f"{100 * value:.1f} %" if math.isfinite(value) else "–"
 
 
 # The page ------------------------------------------------------------------------------------
@@ -940,9 +981,8 @@ def write_page(folder: Path, path: Path | None = None, images: str = "figures") 
     results = read_results(folder, study["corpus"])
     path = path or folder / "reproduction.md"
     text = page(folder, study, results, images)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def page(folder: Path, study: dict[str, Any], results: Results, images: str) -> str:
@@ -990,7 +1030,9 @@ def page(folder: Path, study: dict[str, Any], results: Results, images: str) -> 
         "jackknife errors over blocks of the corpus; a comparison of models that were trained "
         f"apart adds the variance between seeds ({_seed_text(results)}). Floors are what an "
         "average over so many positions shows with no consistent direction at all; delays within "
-        "two errors of their floor are left out, or make that part of a claim *cannot tell*. "
+        "two errors of their floor are left out; where fewer than half of a claim's delays are "
+        "left, that part of it is *cannot tell*. The compared delays are "
+        f"{', '.join(map(str, COMPARED[:-1]))} and {COMPARED[-1]}. "
         "Unless said otherwise σ₁ is whitened, of the cell state, over all input words.",
         "",
         "| claim | paper | ours | error | noise floor | verdict |",
@@ -1051,7 +1093,7 @@ def _why(name: str, study: dict[str, Any]) -> str:
 def _seed_text(results: Results) -> str:
     there = [n for n in ("base", "seed2", "seed3") if f"{n}.c" in results.memory]
     if len(there) < 2:
-        return "unknown here, since only one seed was run: such verdicts are too sure"
+        return "unknown here with fewer than two seeds: such claims cannot be told"
     return f"of {len(there)} seeds"
 
 

@@ -182,7 +182,8 @@ def read_words(path: Path, state: str) -> dict[str, Any]:
     """What `words` wrote, whitened: arrays over words.
 
     ``word``, ``frequency`` (in the training text), ``occurrences`` that were followed, ``sigma1``
-    and ``floor`` at delay 0, ``b`` of the fitted exponential (NaN where nothing was fitted).
+    and ``floor`` at delay 0, ``b`` and ``b_stderr`` of the fitted exponential (NaN where nothing
+    was fitted).
     """
     # Not in every version of mnemoscope, so not at the top.
     module: Any = import_module("mnemoscope.analyzer.words")
@@ -194,4 +195,5 @@ def read_words(path: Path, state: str) -> dict[str, Any]:
         "sigma1": table.sigma1[:, 0],
         "floor": table.noise_floor[:, 0],
         "b": table.b,
+        "b_stderr": table.b_stderr,
     }

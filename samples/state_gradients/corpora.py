@@ -19,6 +19,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mnemoscope.analyzer._conllu import Word, read_sentences
+from mnemoscope.analyzer._files import replacing
+from mnemoscope.analyzer._tsv import read_classes
+
 from .scales import Amount
 
 PARTS = ("train", "valid", "test")
@@ -47,17 +51,6 @@ class Source:
     def digest(self) -> dict[str, str]:
         """Part → hash of its bytes."""
         return {part: sha256(path) for part, path in self.paths.items()}
-
-
-@dataclass(frozen=True)
-class Word:
-    """A syntactic word of a treebank."""
-
-    form: str
-    lemma: str
-    upos: str
-    xpos: str
-    features: str
 
 
 def find(name: str, data: Path, ptb: Path | None = None) -> Source:
@@ -113,28 +106,14 @@ def prepare(source: Source, amount: Amount, folder: Path) -> None:
 def read_treebank(path: Path) -> Iterator[list[Word]]:
     """The sentences of a CoNLL-U file, as syntactic words.
 
-    Multiword tokens (``1-2``) and empty nodes (``5.1``) are left out, as the format says:
-    https://universaldependencies.org/format.html. A space inside a form becomes ``_``: a text
-    whose tokens are separated by white space cannot hold it.
+    A space inside a form becomes ``_``: a text whose tokens are separated by white space cannot
+    hold it.
 
     Raises:
-        ValueError: A line has not ten columns.
+        CorpusError: A line is not what the format says.
     """
-    sentence: list[Word] = []
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            if sentence:
-                yield sentence
-            sentence = []
-        elif not line.startswith("#"):
-            columns = line.split("\t")
-            if len(columns) != 10:
-                raise ValueError(f"{path}, line {number}: {len(columns)} columns instead of 10")
-            if columns[0].isdigit():
-                form = re.sub(r"\s", "_", columns[1])
-                sentence.append(Word(form, *columns[2:6]))
-    if sentence:
-        yield sentence
+    for sentence in read_sentences(_lines(path), str(path)):
+        yield [replace(word, form=re.sub(r"\s", "_", word.form)) for word in sentence]
 
 
 def join_genitives(sentences: Iterable[list[Word]]) -> Iterator[list[Word]]:
@@ -194,12 +173,8 @@ def tags_of(folder: Path, lexicon_: Path | None = None) -> set[str]:
     if lexicon_ is None:
         return {w.xpos for sentence in read_treebank(folder / "valid.conllu") for w in sentence}
     words = {w for line in _lines(folder / "valid.txt") for w in line.split()}
-    tags: set[str] = set()
-    for line in _lines(lexicon_):
-        word, _, given = line.partition("\t")
-        if word in words:
-            tags.update(given.split("|"))
-    return tags
+    known = read_classes(_lines(lexicon_), str(lexicon_))
+    return set().union(*(known.get(word, ()) for word in words))
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -219,10 +194,8 @@ def _cut(lines: Iterable[str], most: int | None) -> Iterator[str]:
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
-    temporary.replace(path)
 
 
 def sha256(path: Path) -> str:

@@ -2,7 +2,8 @@
 
 A step is done when its stamp, ``steps/NAME.json``, holds the hash of its present settings and all
 that it makes is there, of the size that the stamp says. The hash covers the settings of the steps
-it needs as well, so a change anywhere redoes what follows from it, and nothing else.
+it needs as well, so a change anywhere redoes what follows from it, and nothing else. What a step's
+program is, its settings must say: `study.steps` puts mnemoscope's version into all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
+
+from mnemoscope.analyzer._files import replacing
 
 Launch = Callable[[Sequence[str], Path, IO[Any], IO[Any]], tuple[int, int | None]]
 
@@ -438,6 +441,5 @@ def duration(seconds: float) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

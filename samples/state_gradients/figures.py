@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from mnemoscope.analyzer._files import replacing
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dv"
-"""Lower ends of the classes of training frequency, as in Figures 8b and 9b."""
 
 
 def draw_curves(
@@ -44,44 +43,18 @@ def draw_curves(
 
 def draw_classes(folder: Path, path: Path) -> None:
     """Figure 8a: σ₁ at delay 0 and Σσ at the largest delay, by class of the input word."""
-    from .measures import read_results
-    from .study import CLASSES
+    from mnemoscope.analyzer.classes import class_tables
+    from mnemoscope.analyzer.plots import classes_figure
+    from mnemoscope.analyzer.result import open_result
 
-    classes = read_results(folder, "", only=("classes",)).classes
-    names = [name for name in CLASSES if name in classes]
+    from .study import CELL, CLASSES
+
+    tree = open_result(folder / "results" / "classes.nc")
+    names = [name for name in CLASSES if name in tree.coords["group"].values]
     if not names:
         raise ValueError("the result has none of the classes")
-    names.sort(key=lambda n: -classes[n].sigma1[0])
-    last = int(classes[names[0]].delay[-1])
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, at, what, label in (
-        (left, 0, ("sigma1", "sigma1_error", "floor"), "$\\sigma_1$ at delay 0"),
-        (right, last, ("total", "total_error", "total_floor"), f"$\\Sigma\\sigma$ at delay {last}"),
-    ):
-        rows = [[getattr(classes[n], k)[at] for n in names] for k in what]
-        _bars(axes, names, *(np.array(r, float) for r in rows), label)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", frameon=False)
-    save(figure, path)
-
-
-def _bars(
-    axes: Axes, names: list[str], value: np.ndarray, error: np.ndarray, floor: np.ndarray,
-    label: str,
-) -> None:  # fmt: skip
-    at = np.arange(len(names))
-    clear = value > floor + 2 * error
-    axes.bar(
-        at, value, yerr=np.minimum(error, 0.999 * value), capsize=3, width=0.7,
-        color=[_COLORS[0] if c else "white" for c in clear], edgecolor=_COLORS[0],
-    )  # fmt: skip
-    axes.hlines(floor, at - 0.42, at + 0.42, color=_COLORS[1], linestyle=(0, (2, 1)),
-                label="noise floor")  # fmt: skip
-    axes.set_xticks(at, [n.replace("-", "-\n") for n in names], rotation=35, ha="right")
-    axes.set_ylabel(label)
-    axes.spines[["top", "right"]].set_visible(False)
-    if value.min() > 0 and value.max() / value.min() > 30:
-        axes.set_yscale("log")
+    tables = class_tables(tree, states=[CELL], groups=names)
+    save(classes_figure([("", table) for table in tables]), path)
 
 
 def draw_words(folder: Path, path: Path) -> None:
@@ -118,12 +91,11 @@ def draw_word_curves(folder: Path, path: Path) -> None:
         rare = str(words["word"][rarest[int(np.nanargmin(error))]])
     chosen = list(dict.fromkeys((frequent, rare)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    argv = commands.word_curves(str(folder / "results" / "words.nc"), str(temporary), chosen, CELL)
+    # The command itself writes the figure whole or not at all.
+    argv = commands.word_curves(str(folder / "results" / "words.nc"), str(path), chosen, CELL)
     done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(done.stderr.strip() or f"mnemoscope words: status {done.returncode}")
-    temporary.replace(path)
 
 
 def noun_properties(folder: Path, path: Path) -> None:
@@ -165,9 +137,8 @@ def _properties(folder: Path, path: Path, group: str) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=130)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130)
 
 
 def existing(folder: Path, names: Iterable[str]) -> list[str]:

@@ -240,8 +240,14 @@ def between_seeds(values: Sequence[float]) -> float:
 
 
 def common_delays(*memories: Memory, among: Iterable[int]) -> list[int]:
-    """Those of some delays at which all curves are clear of noise."""
-    return [d for d in among if all(d < len(m.delay) and m.clear[d] for m in memories)]
+    """Those of some delays at which all curves are clear of noise.
+
+    None where they are fewer than half: one clear delay must not speak for all. Half of
+    `claims.COMPARED` has a delay of 10 or later among it.
+    """
+    wanted = list(among)
+    found = [d for d in wanted if all(d < len(m.delay) and m.clear[d] for m in memories)]
+    return found if 2 * len(found) >= len(wanted) else []
 
 
 # Reading -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from . import claims, commands, corpora, figures
 from .engine import Step
@@ -95,12 +96,13 @@ class _Model:
     size: int = 1  # of the scale's three
     seed: int = 1
     pretrained: bool = False
+    rate: float = 1.0  # of learning
 
 
 _MODELS = {
     "base": _Model("the base model", ("4a", "4b", "5a", "5b", "6a", "6b", "7a", "table2")),
     "gru": _Model("a GRU", ("5b", "table2"), cell="GRU"),
-    "rnn": _Model("a vanilla RNN", ("5b", "table2"), cell="RNN"),
+    "rnn": _Model("a vanilla RNN", ("5b", "table2"), cell="RNN", rate=0.2),
     "seed2": _Model("the base model with seed 2", ("4b", "table2"), seed=2),
     "seed3": _Model("the base model with seed 3", ("4b", "table2"), seed=3),
     "pretrained": _Model("on pre-trained embeddings", ("6b", "table2"), pretrained=True),
@@ -157,7 +159,20 @@ def steps(options: Options) -> list[Step]:
             seconds=20,
         )
     )
-    return found
+    # Every step runs mnemoscope, a sample's script, or follows from one that does.
+    made_by = _versions()
+    return [replace(step, settings={**step.settings, "made_by": made_by}) for step in found]
+
+
+def _versions() -> dict[str, Any]:
+    """What results depend on besides settings: another version may find something else."""
+    from mnemoscope.analyzer import __version__, result, words
+
+    return {
+        "mnemoscope": __version__,
+        result.FORMAT: result.FORMAT_VERSION,
+        words.FORMAT: words.FORMAT_VERSION,
+    }
 
 
 # Texts and models ----------------------------------------------------------------------------
@@ -195,6 +210,7 @@ def _train(
     argv += ["--cell", model.cell, "--embedding", str(scale.embedding), "--hidden", str(hidden)]
     argv += ["--batch", str(scale.batch), "--steps", str(scale.steps)]
     argv += ["--epochs", str(scale.epochs), "--flat-epochs", str(scale.flat_epochs)]
+    argv += ["--learning-rate", str(model.rate)] if model.rate != 1 else []
     argv += ["--decay", str(scale.decay), "--seed", str(model.seed), "--device", options.device]
     if scale.vocabulary:
         argv += ["--vocabulary-size", str(scale.vocabulary)]

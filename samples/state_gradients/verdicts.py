@@ -1,7 +1,7 @@
 """What a claim is worth, decided by rules: pure functions of numbers, errors and noise floors.
 
 A difference counts when it exceeds `ERRORS` standard errors. Errors of models that were trained
-apart hold the scatter between seeds as well as that of the corpus (`measures.Contrast`).
+apart hold the scatter between seeds as well as that of the corpus (`measures.contrast`).
 """
 
 from __future__ import annotations

@@ -313,6 +313,33 @@ class TestAnalyze:
         assert run("show", "r.nc").exit_code == 0
         assert run("plot", "r.nc", "--kind", "classes", "-o", "f.png").exit_code == 0
 
+    def test_classes_that_the_sample_lacks(self, run, folder):
+        done = run(*ANALYZE, "--group-by", "word", "--positions", "3")
+        assert done.exit_code == 0, done.stderr
+        (line,) = [x for x in done.stderr.splitlines() if "The sample of 3 positions" in x]
+        assert "; left out. Follow more" in line
+        tree = open_result("r.nc")
+        words = tree["group"].values.tolist()
+        assert (tree["lstm0.c"]["count"].values[:, 0] > 0).all()
+        assert words[0] == "all"
+        assert 1 < len(words) <= 4
+        assert not set(words) & set(re.split(r", | of |; ", line))
+        assert run("show", "r.nc").exit_code == 0
+
+    def test_a_sample_without_any_class(self, run, folder):
+        """One position has one tag, so of the unions that lack it nothing is left."""
+        before, codes = sorted(p.name for p in folder.iterdir()), []
+        for tag in ("DT", "NN", "NNS"):
+            (folder / "g.toml").write_text(f'u = ["{tag}"]\n')
+            done = run(*ANALYZE, "--group-by", "xpos", "--groups", "g.toml", "--positions", "1")
+            codes.append(done.exit_code)
+            if done.exit_code:
+                assert "The sample of 1 positions holds none of u: no class is left." in done.stderr
+                assert sorted(p.name for p in folder.iterdir()) == before
+            else:
+                (folder / "r.nc").unlink()
+        assert sorted(codes)[-2:] == [2, 2]
+
     def test_quiet(self, run, folder):
         (folder / "g.toml").write_text('nouns = ["NN", "XX"]\n')
         done = run(*ANALYZE, "--group-by", "xpos", "--groups", "g.toml", "-q")
@@ -335,7 +362,6 @@ class TestAnalyze:
             (["--group-by", "upos", "--groups", "g.toml"],
              "The group nouns would be empty: no word of the corpus has the class NN, NNS in upos, "
              "which has DET, NOUN, VERB"),
-            (["--group-by", "word", "--positions", "3"], "The sample of 3 positions holds none of"),
             (["--group-by", "g.toml"], "The lexicon g.toml, line 1: expected a word, a tab"),
         ],
     )  # fmt: skip

@@ -232,7 +232,7 @@ def test_the_example_of_the_document_runs(run, tmp_path, monkeypatch):
     assert "Left out" not in done.stderr
     # What needs no gradients is what the document prints.
     first = data["properties"][0]
-    assert (first["types_a"], first["pool"]) == (142, "members")
+    assert (first["types_a"], first["pool"]) == (142, "pairs")
     exec(compile(code, "docs/properties.md", "exec"), {})
     tags = lexicon(["NN", "NNS", "NNP", "NNPS", "VB", "VBD", "VBG", "VBN", "VBP", "VBZ"])
     assert len(read_sets("sets.toml", tags)) == 3

@@ -39,6 +39,27 @@ def test_table_of_a_run(folder):
     assert "function" in out
 
 
+def test_marks_of_what_is_noise_and_of_what_has_no_floor(folder, tmp_path):
+    """In the file, ``of`` is put below its floor, and ``list`` is left without one."""
+    tree = open_words(folder / "w.nc")
+    node = tree["lstm0.c"].to_dataset()
+    names = [str(w) for w in tree["word"].values]
+    floor = node["noise_floor"].copy()
+    floor[:, names.index("of")] = 2 * node["sigma1"][:, names.index("of")]
+    floor[:, names.index("list")] = float("nan")
+    changed = {"/": tree.to_dataset(), "/lstm0.c": node.assign(noise_floor=floor)}
+    xr.DataTree.from_dict(changed).to_netcdf(tmp_path / "w.nc")
+    out = run(str(tmp_path / "w.nc")).output
+    rows = [[c.strip() for c in x.split("│")[1:-1]] for x in out.splitlines() if x.startswith("│")]
+    marks = {r[0]: r[5] for r in rows}
+    assert marks["of"] == "*"
+    assert marks["list"] == "?"
+    assert marks["the"] == ""
+    assert "* σ₁ is not above its noise floor" in out
+    assert "? there are too few occurrences" in out
+    assert "~" not in out
+
+
 def test_forms(folder):
     data = json.loads(run(str(folder / "w.nc"), "--json", "--sort", "frequency").output)
     words = [row["word"] for row in data["words"]]

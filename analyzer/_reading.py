@@ -1,0 +1,215 @@
+"""The blocks of one step after another, as the products take them.
+
+ONNX Runtime carries the states of a stream ahead and linearises several positions in one call. What
+it gives is put side by side, so that one operation serves several blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import _runtime
+from ._states import States, Stepper
+from .linearize import EMBEDDING, Linearization
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The blocks of a few positions.
+
+    Attributes:
+        first: Number of its first position among the tokens that are read.
+        count: How many there are.
+        values: Key of a `Term` → ``[position, n]`` (diagonal) or ``[position, source, n]``
+            (dense), with 1 for ``position`` where all have the same.
+    """
+
+    first: int
+    count: int
+    values: dict[str, np.ndarray]
+
+    def at(self, key: str, position: int) -> np.ndarray:
+        """The value of one position."""
+        value = self.values[key]
+        return value[position if len(value) > 1 else 0]
+
+
+class Reader:
+    """Carries the states ahead and linearises the step, several positions in one call."""
+
+    def __init__(
+        self, linearization: Linearization, layout: Layout, table: np.ndarray, threads: int
+    ) -> None:
+        self._step, self._batch, self._table = linearization.step, linearization.batch, table
+        self._layout = layout
+        self._stepper = Stepper(self._step, table)
+        self._names = layout.tensors
+        model = _runtime.with_outputs(linearization.model, self._names)
+        # Block rules take little time, well spent beside the products on one thread. The other
+        # methods take most of it.
+        cheap = linearization.method == "jvp"
+        self._session = _runtime.session(model, threads=1 if cheap else threads, spinning=False)
+        self._reads = {i.name for i in self._session.get_inputs()}
+        self.kept: States | None = None
+
+    def read(
+        self, tokens: np.ndarray, start: States, begin: int, keep: int | None
+    ) -> Iterator[Batch]:
+        """The blocks of every position in turn, from the states before the first.
+
+        Args:
+            tokens: ``[time]`` ids.
+            start: The states before the first.
+            begin: Its position in the corpus.
+            keep: After how many tokens the states are kept, in `kept`.
+        """
+        self.kept = None
+        now = start
+        for low in range(0, len(tokens), self._batch):
+            ids = tokens[low : low + self._batch]
+            before = []
+            for i, token in enumerate(ids):
+                before.append(now)
+                now = self._stepper.advance(now, int(token), f"near position {begin + low}")
+                if low + i + 1 == keep:
+                    self.kept = now
+            yield self._linearized(ids, before, low, begin + low)
+
+    def read_back(
+        self, tokens: np.ndarray, start: States, begin: int, keep: int | None
+    ) -> Iterator[Batch]:
+        """The blocks of the same positions, the last first: `first` of a batch is its largest."""
+        self.kept = None
+        states = [start]
+        for i, token in enumerate(tokens):
+            states.append(self._stepper.advance(states[-1], int(token), f"at position {begin + i}"))
+            if i + 1 == keep:
+                self.kept = states[-1]
+        for high in range(len(tokens), 0, -self._batch):
+            numbers = np.arange(high - 1, max(high - self._batch, 0) - 1, -1)
+            before = [states[n] for n in numbers]
+            yield self._linearized(tokens[numbers], before, high - 1, begin + high - 1)
+
+    def _linearized(
+        self, ids: np.ndarray, before: Sequence[States], first: int, near: int
+    ) -> Batch:
+        """The blocks of some tokens, each with the states before it."""
+        step = self._step
+        # The last batch is filled up: a graph is made for one number of positions.
+        before = [*before, *[before[-1]] * (self._batch - len(ids))]
+        filled = np.concatenate([ids, np.repeat(ids[-1:], self._batch - len(ids))])
+        feeds = {c.input: np.concatenate([b[c.name] for b in before]) for c in step.components}
+        feeds[step.embedding] = self._table[filled]
+        if step.tokens:
+            feeds[step.tokens] = filled[:, None].astype(step.tokens_dtype)
+        values = self._run(feeds, f"near position {near}")
+        return Batch(first, len(ids), self._layout.arrange(values))
+
+    def _run(self, feeds: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+        if not self._names:
+            return {}
+        kept = {n: v for n, v in feeds.items() if n in self._reads}
+        values = _runtime.run(self._session, self._names, kept, where)
+        return dict(zip(self._names, values, strict=True))
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one source adds to some neighbouring columns of the buffer.
+
+    Attributes:
+        kind: ``dense``, ``diagonal`` or ``identity``.
+        source: Columns of the source; None for the embedding.
+        states: Columns that it adds to.
+        tensors: What holds the blocks, side by side.
+    """
+
+    kind: str
+    source: slice | None
+    states: slice
+    tensors: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Its name among the values of a batch."""
+        return "|".join(self.tensors)
+
+
+class Layout:
+    """Where each state lies in the buffers, and which terms make up a step."""
+
+    def __init__(self, linearization: Linearization, carried: list[str], wanted: list[str]) -> None:
+        sizes = {c.name: c.size for c in linearization.step.differentiable}
+        self.spans: dict[str, slice] = {}
+        self.width = 0
+        for state in [*wanted, *(s for s in carried if s not in wanted)]:
+            self.spans[state] = slice(self.width, self.width + sizes[state])
+            self.width += sizes[state]
+        self.wanted = sum(sizes[s] for s in wanted)
+        self.terms = [t for source in self.spans for t in self._of(linearization, source)]
+        self.new = self._of(linearization, EMBEDDING)
+
+    def _of(self, linearization: Linearization, source: str) -> list[Term]:
+        """The terms of a source: neighbouring blocks of a kind as one."""
+        found: list[Term] = []
+        for state, span in self.spans.items():
+            j = linearization.jacobians[state, source]
+            if j.kind == "zero":
+                continue
+            names = (j.tensor,) if j.tensor else ()
+            term = Term(j.kind, self.spans.get(source), span, names)
+            last = found[-1] if found else None
+            beside = last and last.kind == term.kind and last.states.stop == span.start
+            # One operation for several states; an input comes as one block for each.
+            together = term.kind == "dense" or (term.kind == "diagonal" and source != EMBEDDING)
+            if last and beside and together:
+                found[-1] = replace(last, states=slice(last.states.start, span.stop),
+                                    tensors=last.tensors + names)  # fmt: skip
+            else:
+                found.append(term)
+        return found
+
+    @property
+    def tensors(self) -> list[str]:
+        """All that the graph has to give."""
+        return sorted({name for term in (*self.terms, *self.new) for name in term.tensors})
+
+    def arrange(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What ONNX Runtime gave, as `Batch` holds it."""
+        arranged = {}
+        for term in (*self.terms, *self.new):
+            parts = [values[name] for name in term.tensors]
+            if term.kind == "diagonal":
+                arranged[term.key] = parts[0] if len(parts) == 1 else _side_by_side(parts)
+            elif term.kind == "dense":  # [source, position, state] → [position, source, states]
+                shape = (max(p.shape[1] for p in parts), len(parts[0]),
+                         sum(p.shape[2] for p in parts))  # fmt: skip
+                out, low = np.empty(shape, parts[0].dtype), 0
+                for p in parts:
+                    out[:, :, low : low + p.shape[2]] = np.moveaxis(p, 1, 0)
+                    low += p.shape[2]
+                arranged[term.key] = out
+        return arranged
+
+
+def _side_by_side(parts: list[np.ndarray]) -> np.ndarray:
+    """``[position, n]`` blocks, of which some may be the same at every position, as one."""
+    positions = max(len(p) for p in parts)
+    return np.concatenate([np.broadcast_to(p, (positions, p.shape[1])) for p in parts], 1)
+
+
+def carried_states(linearization: Linearization, wanted: list[str]) -> list[str]:
+    """`wanted` and the states that they depend on through any number of steps."""
+    needed = set(wanted)
+    while True:
+        more = {
+            source
+            for (state, source), j in linearization.jacobians.items()
+            if state in needed and source != EMBEDDING and j.kind != "zero"
+        }
+        if more <= needed:
+            return [c.name for c in linearization.step.differentiable if c.name in needed]
+        needed |= more
