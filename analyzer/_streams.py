@@ -9,9 +9,9 @@ processor it is the calls that would cost most, and many streams share them.
 
 The tangents of a state are ``[delay, stream, E, n]``. A step reads the delays 0 … τ_max-1 of one
 buffer and writes them, multiplied, as 1 … τ_max of a second one, whose delay 0 is the new input's:
-making room costs nothing. The products want ``[stream, delay · E, n]``, one matrix product a stream,
-so tangents are turned round before them and after. The sum over the streams is a product too, with
-weights that say which stream's input at each delay counts where.
+making room costs nothing. The products want ``[stream, delay · E, n]``, one matrix product for each
+stream, so tangents are turned round before them and after. The sum over the streams is a product
+too, with weights that say which stream's input at each delay counts where.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from . import _runtime
-from ._products import Stretch, carried_states
+from ._products import Stretch
+from ._reading import carried_states
 from ._shards import Shard
 from ._states import States
 from .linearize import EMBEDDING, Jacobian, Linearization
@@ -192,9 +193,7 @@ class Streams:
                 write(names(f"sum/{state}/{part}/next"), pair[after], low, high)
         return binding
 
-    def _flush(
-        self, now: int, schedule: _Schedule, low: int, high: int, sums: Accumulator
-    ) -> None:
+    def _flush(self, now: int, schedule: _Schedule, low: int, high: int, sums: Accumulator) -> None:
         """Move the sums of some steps to the totals."""
         found = []
         for state, size in self._sizes.items():
@@ -236,6 +235,7 @@ class _Schedule:
         move: ``[time, stream]``, whether the state advances.
         weights: ``[time, key, stream]``, whether the token counts there.
         keys: Where any counts, as `Accumulator.places` says.
+        upto: ``[time, key, stream]``, how many tokens before each time count.
         lengths: ``[stream]`` time steps of each.
         max_delay: τ_max.
     """
@@ -246,6 +246,7 @@ class _Schedule:
     move: np.ndarray
     weights: np.ndarray
     keys: list[tuple[int, int]]
+    upto: np.ndarray
     lengths: np.ndarray
     max_delay: int
 
@@ -277,6 +278,9 @@ class _Schedule:
             move=time + 1 < lengths,
             weights=weights,
             keys=[(int(b), int(g)) for b, g in keys],
+            upto=np.concatenate(
+                [np.zeros_like(weights[:1], np.int32), weights.cumsum(0, dtype=np.int32)]
+            ),
             lengths=lengths,
             max_delay=max_delay,
         )
@@ -288,11 +292,10 @@ class _Schedule:
 
     def counts(self, low: int, high: int) -> np.ndarray:
         """``[delay, key]``, how many Jacobians the time steps from `low` to before `high` add."""
-        upto = np.concatenate([np.zeros_like(self.weights[:1], int), self.weights.cumsum(0)])
         delay, stream = np.arange(self.max_delay + 1)[:, None], np.arange(len(self.lengths))
         # The inputs whose memory is seen at a delay by the time steps that the stream has.
         first, last = (np.maximum(np.minimum(t, self.lengths) - delay, 0) for t in (low, high))
-        return (upto[last, :, stream] - upto[first, :, stream]).sum(1)
+        return (self.upto[last, :, stream] - self.upto[first, :, stream]).sum(1)
 
 
 class _Buffer:
@@ -389,7 +392,7 @@ class _StepGraph:
         return self._emit("Reshape", value, self._constant(list(shape)))
 
     def _due(self, what: str, shape: list[int], element: int | None = None) -> str:
-        """This step's row of an input ``[time, stream]``."""
+        """The row of an input ``[time, stream]`` that belongs to the step at hand."""
         given = self._input(self.names(what), ["time", self._streams], element)
         return self._reshape(self._emit("Gather", given, self.names("clock"), axis=0), *shape)
 
@@ -443,7 +446,9 @@ class _StepGraph:
                 np.fill_diagonal(pattern[0], 1)
             new = self._emit("Mul", self._constant(pattern), self._follow)
             if block.kind == "diagonal":
-                new = self._emit("Mul", new, self._reshape(str(block.tensor), -1, 1, pattern.shape[2]))
+                new = self._emit(
+                    "Mul", new, self._reshape(str(block.tensor), -1, 1, pattern.shape[2])
+                )
         shape = [1, self._streams, step.embedding_size, self._size(state)]
         out = self.names(f"tangent/{state}/new")
         self._emit("Reshape", new, self._constant(shape), out=out)
@@ -464,14 +469,20 @@ class _StepGraph:
             return None
         out = self.names(f"tangent/{state}/next")
         self._add([str(t) for t in terms], out)
-        return self._output(out, [self._delay, self._streams, self._step.embedding_size, self._size(state)])
+        return self._output(
+            out, [self._delay, self._streams, self._step.embedding_size, self._size(state)]
+        )
 
     def _product(self, state: str, blocks: dict[str, Jacobian]) -> str | None:
         if not blocks:
             return None
         embedding, terms = self._step.embedding_size, []
         for source, block in blocks.items():
-            terms.append(self._emit("MatMul", self._by_stream(source), self._matrix(str(block.tensor), self._carry)))
+            terms.append(
+                self._emit(
+                    "MatMul", self._by_stream(source), self._matrix(str(block.tensor), self._carry)
+                )
+            )
         total = self._reshape(self._add(terms), self._streams, self._delay, -1)
         turned = self._emit("Transpose", total, perm=[1, 0, 2])
         return self._reshape(turned, self._delay, self._streams, embedding, self._size(state))
@@ -493,7 +504,9 @@ class _StepGraph:
             factor = self._emit("Mul", self._reshape(str(block.tensor), -1, 1, size), factor)
         # As large as the tangents of one delay: what is left to repeat are long rows.
         shape = [self._streams, self._step.embedding_size, size]
-        return self._emit("Mul", self._tangents(source), self._emit("Expand", factor, self._constant(shape)))
+        return self._emit(
+            "Mul", self._tangents(source), self._emit("Expand", factor, self._constant(shape))
+        )
 
     def _add(self, terms: list[str], out: str | None = None) -> str:
         total = terms[0]

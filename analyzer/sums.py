@@ -122,6 +122,32 @@ def plan(
     return Plan(stretches, block, half, blocks)
 
 
+def places(plan: Plan, groups: Groups, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where some inputs count.
+
+    Args:
+        plan: Their blocks and halves.
+        groups: Their groups.
+        inputs: ``[input]`` positions.
+
+    Returns:
+        ``[entry]`` numbers of the inputs, and ``[entry, 2]`` block and group of each, with -1 for
+        the block where it is the first half that they count in.
+    """
+    first = groups.start[inputs]
+    widths = groups.start[inputs + 1] - first
+    number = np.repeat(np.arange(len(inputs)), widths)
+    entry = np.arange(len(number)) + np.repeat(first - (np.cumsum(widths) - widths), widths)
+    at, group = inputs[number], groups.group[entry]
+    in_block = plan.block[at] >= 0
+    in_half = in_block & (plan.half[at] == 0)
+    found = [
+        np.stack([plan.block[at], group], 1)[in_block],
+        np.stack([np.full_like(group, -1), group], 1)[in_half],
+    ]
+    return np.concatenate([number[in_block], number[in_half]]), np.concatenate(found)
+
+
 class Accumulator:
     """Adds windows of Jacobians into sums.
 
@@ -259,27 +285,8 @@ class Accumulator:
         yield from zip([0, *cuts.tolist()], [*cuts.tolist(), len(inputs)], strict=True)
 
     def places(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where some inputs count.
-
-        Args:
-            inputs: ``[input]`` positions.
-
-        Returns:
-            ``[entry]`` numbers of the inputs, and ``[entry, 2]`` block and group of each, with -1
-            for the block where it is the first half that they count in.
-        """
-        first = self._groups.start[inputs]
-        widths = self._groups.start[inputs + 1] - first
-        number = np.repeat(np.arange(len(inputs)), widths)
-        entry = np.arange(len(number)) + np.repeat(first - (np.cumsum(widths) - widths), widths)
-        at, group = inputs[number], self._groups.group[entry]
-        in_block = self._plan.block[at] >= 0
-        in_half = in_block & (self._plan.half[at] == 0)
-        places = [
-            np.stack([self._plan.block[at], group], 1)[in_block],
-            np.stack([np.full_like(group, -1), group], 1)[in_half],
-        ]
-        return np.concatenate([number[in_block], number[in_half]]), np.concatenate(places)
+        """As the function `places`, of the plan and the groups at hand."""
+        return places(self._plan, self._groups, inputs)
 
     @property
     def most_additions(self) -> int:
