@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +18,6 @@ import numpy as np
 from . import _memory, _runtime
 from ._checkpoint import Checkpoint, follow, later, opened
 from ._cluster import Cluster, cluster_of
-from ._device import DeviceProducts
 from ._files import printable
 from ._pipeline import AHEAD, processors
 from ._products import Products, Window
@@ -27,6 +26,8 @@ from ._rows import RowProducts, RowWindow, cheaper_by_rows
 from ._shards import Carrier, Shard, positions_of, shards
 from ._sketch import Sketch
 from ._states import States, Stepper
+from ._stream_count import Need, at_small_steps, evened, fitting, keys_of, length_of, summable
+from ._streams import Streams
 from ._version import __version__
 from .corpus import Corpus
 from .distributed import Engine, Spread, blocks_of, split
@@ -40,6 +41,7 @@ from .linearize import (
     difference_linearization,
     linearize,
     rounds,
+    streams_apart,
 )
 from .model import MemoryModel
 from .sums import STAGED, Accumulator, Plan, Size, Sums, plan
@@ -52,6 +54,8 @@ Precision = Literal["float32", "float64"]
 
 _BLOCK_GRADIENT_LIMIT = 2**28  # bytes of the result file spent on the means of each block
 _TREADS = 0.1  # a few of the 255 treads that eight bits give a coordinate, in units of its range
+_TRIED = 8  # streams run together to see whether they keep apart
+_OF_CARD = 0.8  # of what a GPU has free
 _SCALE_POSITIONS = 1000  # positions that tell how far each state coordinate ranges
 
 
@@ -71,6 +75,7 @@ def analyze(
     memory: int | None = None,
     tf32: bool | None = None,
     threads: int | None = None,
+    streams: int | None = None,
     sketch: int | None = None,
     groups: Groups | None = None,
     keep_blocks: int | None = None,
@@ -105,6 +110,8 @@ def analyze(
         memory: Bytes that the run may take; default 80 % of what is free.
         tf32: Let CUDA round factors of matrix products to TF32; default False.
         threads: How many to use on the CPU; default one for each processor.
+        streams: Parts of the corpus that are followed side by side, one call for all; default on
+            a GPU as many as keep it busy and fit, on the CPU several for small models.
         sketch: Follow so many directions of the embedding space for each input instead of all of
             it: fewer products, an estimate with the same mean and larger standard errors.
         groups: Classes of input positions that are averaged apart; default one group ``all``.
@@ -161,6 +168,7 @@ def analyze(
             memory=memory,
             tf32=tf32,
             threads=threads,
+            streams=streams,
             sketch=sketch,
             seed=seed,
             scratch=tempfile.gettempdir() if scratch is None else scratch,
@@ -232,6 +240,7 @@ class Run:
         memory: int | None = None,
         tf32: bool | None = None,
         threads: int | None = None,
+        streams: int | None = None,
         sketch: int | None = None,
         seed: int = 0,
         side: Literal["columns", "rows"] | None = None,
@@ -244,7 +253,7 @@ class Run:
         self.delays = 50 if delays is None else delays
         _check_choice("method", method, get_args(Method))
         _check_choice("precision", precision, get_args(Precision))
-        _check_numbers(corpus, self.delays, threads)
+        _check_numbers(corpus, self.delays, threads, streams)
         self._cluster = cluster_of(scheduler, workers)
         _check_vocabulary(model, corpus)
         if step is not None and method != "fd":
@@ -271,7 +280,9 @@ class Run:
         self._volatile = scratch is not None and _memory.holds(scratch)
         self._scratch, self._side = None if self._volatile else scratch, side
         self._sketch = self._dealt(sketch, seed)
-        self._linear: Linearization | None = None
+        self._asked, self._counts = streams, dict[tuple, int]()
+        self._linear: dict[int | None, Linearization] = {}
+        self._scales: dict[str, np.ndarray] | None = None
         self.embeddings = model.embeddings_in(self.step.dtype)
         self.attributes = {
             "model": printable(model.path.name),
@@ -352,19 +363,35 @@ class Run:
         step = self.step
         need = self._need(layout, groups, after)
         _memory.require(need.least(), self._budget, "This run", need.advice)
-        linear = self._linearization()
-        whole = need.whole(linear, self._by_rows(linear, layout))
+        count, cut = self.streams(layout, groups), self.shards(layout, groups)
+        if count:
+            linear = self._linearization(count)
+            beside = self._side_by_side(linear, layout, groups, cut, count)
+            on_cpu = self._provider == _runtime.CPU
+            whole = need.with_streams(linear, beside.bytes(count if on_cpu else 0))
+        else:
+            linear = self._linearization()
+            whole = need.whole(linear, self._by_rows(linear, layout))
         filed = f" and {_memory.shown(need.size.totals)} in a temporary file" if need.filed else ""
         self._say(
             f"Memory: about {_memory.shown(whole)} of {_memory.shown(self._budget)} allowed{filed}."
         )
         _memory.require(whole, self._budget, "This run", need.advice)
-        products = self._products(linear, layout)
+        products: Products | RowProducts | Streams
+        if count:
+            self._say(f"Streams side by side: {count}.")
+            if self._tf32:
+                self._measure_tf32(linear, layout)
+            products = self._streams(linear, self._tf32, summable(beside.keys))
+        else:
+            products = self._products(linear, layout)
+        self.attributes["streams"] = max(1, count)
         sums = Accumulator(layout, self.delays, self.sizes, step.embedding_size, step.dtype,
                            groups, products.parts, self._scratch,
                            isinstance(products, RowProducts))  # fmt: skip
-        stepper = Stepper(step, self.embeddings, self._provider)
-        return Job(self._corpus, self.shards(layout, groups), products, sums, stepper)
+        # On the CPU, whatever the provider: one stream is too little work for anything else.
+        stepper = Stepper(step, self.embeddings)
+        return Job(self._corpus, cut, products, sums, stepper)
 
     def key(self, layout: Plan, groups: Groups) -> dict[str, Any]:
         """All that the sums of a plan depend on, bit by bit, but for the machine."""
@@ -386,6 +413,7 @@ class Run:
             "threads": self._threads if self._provider == _runtime.CPU else None,
             "sketch": self._sketch and self._sketch.named,
             "rows": self._by_rows(linear, layout),
+            "streams": self.streams(layout, groups),
             "sample and halves (--seed)": hashed(layout.block, layout.half, np.array(cut)),
             **versions(),
             "scipy": version("scipy"),  # whose matrix products these are
@@ -393,6 +421,8 @@ class Run:
 
     def _spread(self, cluster: Cluster, layout: Plan, groups: Groups, after: int) -> Spread:
         """What a `job` would follow, to be followed by the workers of a cluster."""
+        if self._provider != _runtime.CPU:
+            raise MnemoscopeError("Workers follow on the CPU only: use --provider cpu.")
         linear, step, table = self._linearization(), self.step, self.embeddings
         shards = self.shards(layout, groups)
         here, by_rows = self._need(layout, groups, after), self._by_rows(linear, layout)
@@ -415,7 +445,7 @@ class Run:
             self._given_memory if cluster.scheduler else None,
         )  # fmt: skip
         self.attributes |= {"scheduler": cluster.scheduler, "threads": self._threads}
-        stepper = Stepper(step, table, self._provider)
+        stepper = Stepper(step, table)
         return Spread(cluster, engine, self._corpus, shards, layout, groups, sums, stepper)
 
     @property
@@ -425,8 +455,84 @@ class Run:
 
     def shards(self, layout: Plan, groups: Groups) -> list[Shard]:
         """The positions of a plan as they are followed, one shard after another."""
+        return self._cut(layout, groups, self.streams(layout, groups))
+
+    def streams(self, layout: Plan, groups: Groups) -> int:
+        """How many shards are followed side by side; 0 where it is one, by the engines for one."""
+        key = (layout.stretches.tobytes(), layout.inputs, len(groups))
+        if key not in self._counts:  # which is then what it was, whatever is free by now
+            self._counts[key] = self._count(layout, groups)
+        return self._counts[key]
+
+    def _count(self, layout: Plan, groups: Groups) -> int:
+        on_cpu, linear = self._provider == _runtime.CPU, self._linearization()
+        alone = 0 if on_cpu else 1
+        if self._cluster is not None:
+            return alone
+        if self._asked == 1 or (on_cpu and self._sketch is not None):
+            return alone
+        count = self._asked or 0
+        if not count and on_cpu:
+            inside = sum(int(high - low) for low, high in layout.stretches)
+            # Streams multiply the delays of inputs that nobody follows too, and sum all classes.
+            if layout.inputs == inside and not self._by_rows(linear, layout):
+                count = at_small_steps(linear, self.delays + 1, layout.inputs, len(groups))
+            if not count:
+                return alone
+        if linear.method == "jvp-dense" or not streams_apart(self.step, _TRIED):
+            if self._asked:
+                self._say("One stream: side by side they would influence each other.")
+            return alone
+        if not count:
+            shards = self._cut(layout, groups, 1)
+            beside = self._side_by_side(linear, layout, groups, shards, 1)
+            count = fitting(beside, layout.inputs, int(_memory.of_card() * _OF_CARD))
+        count = evened(len(self._cut(layout, groups, count)), count)
+        return alone if count == 1 else count
+
+    def _cut(self, layout: Plan, groups: Groups, count: int) -> list[Shard]:
         most = positions_of(self._linearization(), self.delays, len(groups))
+        if count:
+            most = length_of(layout, most, count)
         return shards(layout, self.delays, len(self._corpus), most)
+
+    def _side_by_side(
+        self, linear: Linearization, layout: Plan, groups: Groups, cut: list[Shard], count: int
+    ) -> Need:
+        carried = carried_states(linear, list(self.sizes))
+        return Need(
+            linear,
+            sum(c.size for c in self.step.differentiable if c.name in carried),
+            sum(self.sizes.values()),
+            self.delays + 1,
+            keys_of(layout, groups, cut, count),
+            max(shard.steps for shard in cut),
+        )
+
+    def _streams(self, linear: Linearization, tf32: bool, summing: bool) -> Streams:
+        return Streams(linear, self.delays, list(self.sizes), self.embeddings,
+                       provider=self._provider, tf32=tf32,
+                       threads=self._threads,
+                       summing=summing)  # fmt: skip
+
+    def _measure_tf32(self, linear: Linearization, layout: Plan) -> None:
+        """Follow a few inputs with TF32 and without, and keep how far the means are apart."""
+        window, length = self.delays + 1, len(self._corpus)
+        some = shards(layout, self.delays, length, window)[: linear.batch]
+        whole = Plan(np.array([[0, length]]), np.zeros(length, int), np.zeros(length, int), 1)
+        found = []
+        for tf32 in (True, False):
+            sums = Accumulator(whole, self.delays, self.sizes, self.step.embedding_size,
+                               self.step.dtype, Groups.everything(length))  # fmt: skip
+            job = Job(self._corpus, some, self._streams(linear, tf32, True), sums,
+                      Stepper(self.step, self.embeddings))  # fmt: skip
+            job.follow(some, job.carrier())
+            found.append(sums.result())
+        rounded, exact = found
+        error = max(_distance(rounded[s].half_sum[0], exact[s].half_sum[0]) for s in exact)
+        self.attributes["tf32_error"] = error
+        inputs = sum(int(shard.follow.sum()) for shard in some)
+        self._say(f"TF32 moves the mean of {inputs:,} positions by up to {error:.1e} of its size.")
 
     def most_groups(self, members: int, after: int = 0) -> int:
         """How many groups of so many members, in one block, can be summed at once in memory.
@@ -450,20 +556,23 @@ class Run:
                      self._scratch is not None, self._volatile,
                      sum(self._sketch.hands) if self._sketch else None)  # fmt: skip
 
-    def _linearization(self) -> Linearization:
-        if self._linear is None:
-            batch = None if self._provider == _runtime.CPU else 1
+    def _linearization(self, batch: int | None = None) -> Linearization:
+        """The step linearised for so many positions a call; None chooses."""
+        if batch not in self._linear:
+            number = 1 if batch is None and self._provider != _runtime.CPU else batch
             if self._method == "fd":
-                self._warn_of_treads()
-                scales = _scales(self.step, self._corpus, self.embeddings, self._provider)
-                self._linear = difference_linearization(self.step, scales, self._step_width, batch)
+                if self._scales is None:
+                    self._warn_of_treads()
+                    self._scales = _scales(self.step, self._corpus, self.embeddings, self._provider)
+                found = difference_linearization(self.step, self._scales, self._step_width, number)
             else:
-                self._linear, obstacle = linearize(self.step, batch)
-                if obstacle:
+                found, obstacle = linearize(self.step, number)
+                if obstacle and not self._linear:
                     self._say(f"No block rule for {obstacle}: dense derivatives through onnx-ad, "
                               "more slowly.")  # fmt: skip
-        self.attributes["method"] = self._linear.method
-        return self._linear
+            self._linear[batch] = found
+        self.attributes["method"] = self._linear[batch].method
+        return self._linear[batch]
 
     def _warn_of_treads(self) -> None:
         op = next((n.op_type for n in self.step.model.graph.node if rounds(n.op_type)), None)
@@ -474,22 +583,17 @@ class Run:
                 "what two such steps agree on is the model's."
             )
 
-    def _products(self, linear: Linearization, layout: Plan) -> Any:
+    def _products(self, linear: Linearization, layout: Plan) -> Products | RowProducts:
         return self._products_of(linear, self._by_rows(linear, layout))()
 
     def _products_of(
         self, linear: Linearization, by_rows: bool
-    ) -> Callable[[], Products | RowProducts | DeviceProducts]:
-        """What makes the products, here or on a worker."""
-        kind: Any = Products
-        options: dict[str, Any] = {"threads": self._threads}
-        if self._provider != _runtime.CPU:
-            kind, options = DeviceProducts, {"provider": self._provider, "tf32": self._tf32}
-        elif by_rows:
-            kind = RowProducts
-        else:
-            options["sketch"] = self._sketch
-        return partial(kind, linear, self.delays, list(self.sizes), self.embeddings, **options)
+    ) -> Callable[[], Products | RowProducts]:
+        """What makes the products of one stream on the CPU, here or on a worker."""
+        given = (linear, self.delays, list(self.sizes), self.embeddings)
+        if by_rows:
+            return partial(RowProducts, *given, threads=self._threads)
+        return partial(Products, *given, threads=self._threads, sketch=self._sketch)
 
     def _by_rows(self, linear: Linearization, layout: Plan) -> bool:
         if self._sketch is not None or self._provider != _runtime.CPU:
@@ -528,7 +632,7 @@ class Job:
 
     corpus: Corpus
     shards: list[Shard]
-    products: Products | RowProducts | DeviceProducts
+    products: Products | RowProducts | Streams
     sums: Accumulator
     stepper: Stepper
 
@@ -545,10 +649,12 @@ class Job:
             After some shards: how many are done in all, a position, and the states before it.
         """
         before, total = (sum(s.steps for s in part) for part in (self.shards[:done], self.shards))
-        for number, shard in enumerate(self.shards[done:], done + 1):
-            self.follow([shard], carrier, later(progress, before, total))
-            before += shard.steps
-            yield number, *carrier.known
+        while done < len(self.shards):
+            some = self.shards[done : done + self.at_once]
+            self.follow(some, carrier, later(progress, before, total))
+            before += sum(shard.steps for shard in some)
+            done += len(some)
+            yield done, *carrier.known
 
     def follow(
         self,
@@ -564,18 +670,31 @@ class Job:
             progress: Called with steps done and in all.
         """
         before, total = 0, sum(shard.steps for shard in shards)
-        for shard in shards:
-            tokens = self.corpus.ids[shard.begin : shard.read]
-            start, keep = carrier.at(shard.begin), shard.end - shard.begin
-            for done in self.products.run(
-                tokens, start, self._visit, shard.begin, shard.follow, keep
-            ):
+        for low in range(0, len(shards), self.at_once):
+            some = shards[low : low + self.at_once]
+            for done in self._side_by_side(some, carrier):
                 if progress:
                     progress(before + done, total)
-            if self.products.kept is not None:
-                carrier.know(shard.end, self.products.kept)
             self.sums.flush()
-            before += shard.steps
+            before += sum(shard.steps for shard in some)
+
+    @property
+    def at_once(self) -> int:
+        """How many shards are followed side by side: only after so many are the sums whole."""
+        return self.products.count if isinstance(self.products, Streams) else 1
+
+    def _side_by_side(self, some: Sequence[Shard], carrier: Carrier) -> Iterator[int]:
+        """Follow so many shards; yields time steps done."""
+        if isinstance(self.products, Streams):
+            starts = [carrier.at(shard.begin) for shard in some]
+            yield from self.products.run(self.corpus.ids, some, starts, self.sums)
+            return
+        (shard,) = some
+        tokens = self.corpus.ids[shard.begin : shard.read]
+        start, keep = carrier.at(shard.begin), shard.end - shard.begin
+        yield from self.products.run(tokens, start, self._visit, shard.begin, shard.follow, keep)
+        if self.products.kept is not None:
+            carrier.know(shard.end, self.products.kept)
 
     def _visit(self, window: Window | RowWindow) -> None:
         if isinstance(window, RowWindow):
@@ -606,7 +725,14 @@ def _check_choice(what: str, given: Any, known: tuple[str, ...]) -> None:
         raise MnemoscopeError(f"The {what} must be {' or '.join(known)}, not {given!r}.")
 
 
-def _check_numbers(corpus: Corpus, delays: int, threads: int | None) -> None:
+def _distance(found: np.ndarray, truth: np.ndarray) -> float:
+    """The largest relative error of a matrix, by Frobenius norm; ``[delay, unit, embedding]``."""
+    sizes = np.linalg.norm(truth.astype(np.float64), axis=(-2, -1))
+    apart = np.linalg.norm(found.astype(np.float64) - truth, axis=(-2, -1))
+    return float((apart[sizes > 0] / sizes[sizes > 0]).max(initial=0.0))
+
+
+def _check_numbers(corpus: Corpus, delays: int, threads: int | None, streams: int | None) -> None:
     if delays < 0:
         raise MnemoscopeError(f"The largest delay must be 0 or more, not {delays}.")
     if delays >= len(corpus):
@@ -616,6 +742,8 @@ def _check_numbers(corpus: Corpus, delays: int, threads: int | None) -> None:
         )
     if threads is not None and threads < 1:
         raise MnemoscopeError(f"The number of threads must be 1 or more, not {threads}.")
+    if streams is not None and streams < 1:
+        raise MnemoscopeError(f"The number of streams must be 1 or more, not {streams}.")
 
 
 def _check_vocabulary(model: MemoryModel, corpus: Corpus) -> None:
@@ -707,6 +835,12 @@ class _Need:
             + linear.working
             + 8 * linear.model.ByteSize()
         )
+
+    def with_streams(self, linear: Linearization, beside: int) -> int:
+        """With streams side by side that hold `beside` here, instead of one."""
+        least = min(self._columns, sum(self.sizes.values()))
+        tangents = self._tangents(list(self.sizes), least)
+        return self.least() - tangents + beside + 8 * linear.model.ByteSize()
 
     @property
     def _columns(self) -> int:

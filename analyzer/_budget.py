@@ -128,6 +128,7 @@ ANALYSIS: dict[str, _Reader] = {
     "provider": _choice("auto", "cuda", "cpu"),
     "level": _choice("word", "char"),
     "threads": _whole(1, 100_000),
+    "streams": _whole(1, 100_000),
 }
 """What ``[analysis]`` may hold: options of ``mnemoscope analyze`` for a check of a model."""
 

@@ -1,6 +1,6 @@
 """Forward products: push the tangents of past inputs through one step after another.
 
-The one place where Jacobians are multiplied on the CPU (`_device.py` does the same on a GPU). At
+One of the places where Jacobians are multiplied (`_streams.py` does the same on a GPU). At
 time t the states, side by side, have a buffer ``[slot, E, n]`` that holds, transposed,
 ``J_{t,τ} = ∂state_t/∂embedding_{t-τ}`` for each input t-τ that is followed, the newest first. A
 step reads the slots of one buffer and writes them, multiplied, to a second one, a slot later if a

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
+import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +34,7 @@ def session(
     tf32: bool = False,
     optimize: bool = True,
     spinning: bool = True,
+    profile: bool = False,
 ) -> ort.InferenceSession:
     """A session that runs `model` on `provider` and on no other.
 
@@ -40,6 +45,7 @@ def session(
         tf32: Let CUDA round the factors of products to TF32.
         optimize: Let ONNX Runtime fuse operators.
         spinning: Keep idle threads busy waiting: faster alone, a nuisance to other threads.
+        profile: Write down what runs where, for `require_placement`.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
@@ -53,11 +59,16 @@ def session(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(tempfile.mkdtemp(), "profile")
     providers: list = [CPU]
     if provider == CUDA:
         # Without this entry a node that CUDA lacks would quietly run on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        providers = [(CUDA, {"use_tf32": "1" if tf32 else "0"})]
+        # Grown by what is asked for: by powers of two, up to half of the card would lie idle.
+        providers = [(CUDA, {"use_tf32": "1" if tf32 else "0",
+                             "arena_extend_strategy": "kSameAsRequested"})]  # fmt: skip
     try:
         data = write_out(model).SerializeToString()
         with limited("loading the model", len(data)):
@@ -71,6 +82,31 @@ def session(
             f"The session was to run on {provider} but runs on {', '.join(made.get_providers())}."
         )
     return made
+
+
+def require_placement(profile: str, provider: str) -> Counter[str]:
+    """Refuse what ran on another provider than asked for, by what ONNX Runtime wrote down.
+
+    Args:
+        profile: The file, which is removed together with its folder.
+        provider: What every node was to run on.
+
+    Returns:
+        How many nodes of each operator ran.
+
+    Raises:
+        ResourceError: A node ran elsewhere, or the file names none.
+    """
+    with open(profile, encoding="utf-8") as file:
+        events = json.load(file)
+    shutil.rmtree(os.path.dirname(profile))
+    ran = [e["args"] for e in events if e.get("cat") == "Node" and "provider" in e.get("args", {})]
+    elsewhere = Counter(f"{a['op_name']} on {a['provider']}" for a in ran
+                        if a["provider"] != provider)  # fmt: skip
+    if elsewhere or not ran:
+        found = ", ".join(elsewhere) or "no node at all"
+        raise ResourceError(f"Every node was to run on {provider}; ONNX Runtime ran {found}.")
+    return Counter(a["op_name"] for a in ran)
 
 
 def said(error: Exception) -> str:

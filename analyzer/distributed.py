@@ -18,7 +18,6 @@ import numpy as np
 
 from . import _memory
 from ._cluster import Cluster, connected, in_order, over, result_of
-from ._device import DeviceProducts
 from ._products import Products
 from ._rows import RowProducts, RowWindow
 from ._shards import Carrier, Shard
@@ -48,7 +47,7 @@ class Engine:
         key: By which a worker knows that it has made ready for this one.
     """
 
-    products: Callable[[], Products | RowProducts | DeviceProducts]
+    products: Callable[[], Products | RowProducts]
     linear: Linearization
     delays: int
     sizes: dict[str, int]
@@ -218,7 +217,7 @@ def _given(engine: Engine) -> Engine:
 _ready = threading.local()  # each thread of a worker has a task of its own
 
 
-def _products(engine: Engine) -> Products | RowProducts | DeviceProducts:
+def _products(engine: Engine) -> Products | RowProducts:
     from distributed import get_worker
 
     if getattr(_ready, "key", None) != engine.key:

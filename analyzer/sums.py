@@ -143,6 +143,32 @@ class Partial:
     half_count: np.ndarray
 
 
+def places(plan: Plan, groups: Groups, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where some inputs count.
+
+    Args:
+        plan: Their blocks and halves.
+        groups: Their groups.
+        inputs: ``[input]`` positions.
+
+    Returns:
+        ``[entry]`` numbers of the inputs, and ``[entry, 2]`` block and group of each, with -1 for
+        the block where it is the first half that they count in.
+    """
+    first = groups.start[inputs]
+    widths = groups.start[inputs + 1] - first
+    number = np.repeat(np.arange(len(inputs)), widths)
+    entry = np.arange(len(number)) + np.repeat(first - (np.cumsum(widths) - widths), widths)
+    at, group = inputs[number], groups.group[entry]
+    in_block = plan.block[at] >= 0
+    in_half = in_block & (plan.half[at] == 0)
+    found = [
+        np.stack([plan.block[at], group], 1)[in_block],
+        np.stack([np.full_like(group, -1), group], 1)[in_half],
+    ]
+    return np.concatenate([number[in_block], number[in_half]]), np.concatenate(found)
+
+
 class Accumulator:
     """Adds windows of Jacobians into sums.
 
@@ -285,6 +311,32 @@ class Accumulator:
         run = self._run[inputs]
         cuts = np.flatnonzero((run[1:] != run[:-1]) | (inputs[:-1] != inputs[1:] + 1)) + 1
         yield from zip([0, *cuts.tolist()], [*cuts.tolist(), len(inputs)], strict=True)
+
+    def places(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As the function `places`, of the plan and the groups at hand."""
+        return places(self._plan, self._groups, inputs)
+
+    @property
+    def most_additions(self) -> int:
+        """How many additions in single precision may make a sum that is given to `add_sum`."""
+        return _FLUSH
+
+    def add_sum(self, block: int, group: int, values: np.ndarray, counts: np.ndarray) -> None:
+        """Add to the totals what was summed elsewhere.
+
+        Args:
+            block: Where the inputs count; -1 for the first half.
+            group: The same.
+            values: ``[delay, E, n]`` sums at every delay, the states side by side.
+            counts: ``[delay]``, how many Jacobians each holds.
+        """
+        if block < 0:
+            self._half_sum[group] += values
+            self._half_count[group] += counts
+        else:
+            self._block_sum[block, group] += values
+            self._block_count[block, group] += counts
+        self._held.release()
 
     def flush(self) -> None:
         """Move everything to the totals."""

@@ -96,7 +96,8 @@ def analyze_words(
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
         options: As `analyze` takes them: ``delays``, ``states``, ``method``, ``precision``,
-            ``provider``, ``step``, ``memory``, ``tf32``, ``threads``.
+            ``provider``, ``step``, ``memory``, ``tf32``, ``threads``,
+            ``streams``.
 
     Returns:
         The tree that a file of words holds (``docs/words.md``).

@@ -101,6 +101,11 @@ def analysis_options(
         click.option(
             "--threads", type=click.IntRange(min=1), help="Processor threads.  [all cores]"
         ),
+        click.option(
+            "--streams",
+            type=click.IntRange(min=1),
+            help="Parts of the corpus to follow side by side.  [from model and device]",
+        ),
         click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
     )
 

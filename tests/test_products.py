@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import pytest
 from mnemoscope.analyzer import Corpus, _gemm, _pipeline, _runtime, analyze, open_model
-from mnemoscope.analyzer._device import DeviceProducts
 from mnemoscope.analyzer._products import Products
 from mnemoscope.analyzer._reading import carried_states
 from mnemoscope.analyzer._shards import Carrier
@@ -148,17 +147,13 @@ def test_initialisers_among_the_inputs(model):
         np.testing.assert_array_equal(found[state], value)
 
 
-def windows(opened, corpus, wanted, stretch=None, states=None, device=False, threads=2):
+def windows(opened, corpus, wanted, stretch=None, states=None, threads=2):
     """Run the products over a stretch; gives the windows, their parts put together."""
     step = build_step(opened)
     table = opened.embeddings
-    if device:
-        linear, _ = linearize(step)
-        products = DeviceProducts(linear, DELAYS, wanted, table, provider=_runtime.CPU)
-    else:
-        linear, _ = linearize(step, None)
-        assert linear.batch > 1
-        products = Products(linear, DELAYS, wanted, table, threads=threads)
+    linear, _ = linearize(step, None)
+    assert linear.batch > 1
+    products = Products(linear, DELAYS, wanted, table, threads=threads)
     low, high = stretch or (0, len(corpus))
     start = states or {c.name: c.initial() for c in step.components}
     found, lock = {}, threading.Lock()
@@ -223,20 +218,17 @@ def test_a_stretch_equals_its_positions_of_the_full_run(model):
                 np.testing.assert_allclose(j, full[n][first : first + len(j)], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("device", [False, True])
 @pytest.mark.parametrize("name", ["lstm", "gru", "slots"])
-def test_inputs_that_are_not_followed_are_left_out(model, name, device):
+def test_inputs_that_are_not_followed_are_left_out(model, name):
     opened, corpus = model(name), stream(60)
     wanted = [c.name for c in build_step(opened).differentiable]
-    whole = {t: j for t, _, j in windows(opened, corpus, wanted, device=device)}
+    whole = {t: j for t, _, j in windows(opened, corpus, wanted)}
     follow = np.random.default_rng(1).random(60) < 0.3
     follow[20:40] = False  # longer than the largest delay: nothing is carried for a while
     follow[50:] = False
     step = build_step(opened)
-    linear, _ = linearize(step, 1 if device else None)
-    options = {"provider": _runtime.CPU} if device else {"threads": 2}
-    kind = DeviceProducts if device else Products
-    products = kind(linear, DELAYS, wanted, opened.embeddings, **options)
+    linear, _ = linearize(step, None)
+    products = Products(linear, DELAYS, wanted, opened.embeddings, threads=2)
     start = {c.name: c.initial() for c in step.components}
     seen, lock = [], threading.Lock()
 
@@ -273,18 +265,6 @@ def test_states_that_the_wanted_ones_need_are_carried(model):
     linear, _ = linearize(build_step(model("lstm")))
     assert carried_states(linear, ["lstm0.c"]) == ["lstm0.h", "lstm0.c"]
     assert set(carried_states(linear, ["lstm1.c"])) == {"lstm0.h", "lstm0.c", "lstm1.h", "lstm1.c"}
-
-
-@pytest.mark.parametrize("name", models.MODELS)
-def test_on_a_device_the_products_are_the_same(model, name):
-    # The graph that runs on a GPU, here on the CPU.
-    opened, corpus = model(name), stream(40)
-    wanted = [c.name for c in build_step(opened).differentiable]
-    hosts, devices = (windows(opened, corpus, wanted, (3, 30), device=d) for d in (False, True))
-    for host, device in zip(hosts, devices, strict=True):
-        assert host[:2] == device[:2]
-        for n, j in host[2].items():
-            np.testing.assert_allclose(device[2][n], j, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["jvp", "fd"])

@@ -12,7 +12,7 @@ from ._dense import dense_linearization
 from ._differences import difference_linearization
 from ._linearization import Jacobian, Linearization
 from ._rules import rounds
-from ._step import EMBEDDING, Component, Step, build_step, together
+from ._step import EMBEDDING, Component, Step, build_step, streams_apart, together
 from ._walk import block_linearization
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "difference_linearization",
     "linearize",
     "rounds",
+    "streams_apart",
 ]
 
 

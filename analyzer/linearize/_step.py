@@ -233,11 +233,13 @@ def together(step: Step, size: int) -> int:
         size: Bytes that a call for one position works with.
     """
     batch = min(_TOGETHER, max(1, _TOGETHER_BYTES // max(size, 1)))
-    return batch if batch > 1 and step.batch is None and _streams_apart(step, batch) else 1
+    return batch if batch > 1 and streams_apart(step, batch) else 1
 
 
-def _streams_apart(step: Step, batch: int) -> bool:
+def streams_apart(step: Step, batch: int) -> bool:
     """Whether a batch of streams gives what each gives alone; a core may well insist on one."""
+    if step.batch is not None:
+        return False
     made = _runtime.session(runnable(step))
     names = [c.output for c in step.components]
     rng = np.random.default_rng(1)
