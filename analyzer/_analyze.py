@@ -26,7 +26,16 @@ from ._rows import RowProducts, RowWindow, cheaper_by_rows
 from ._shards import Carrier, Shard, positions_of, shards
 from ._sketch import Sketch
 from ._states import States, Stepper
-from ._stream_count import Need, at_small_steps, evened, fitting, keys_of, length_of, summable
+from ._stream_count import (
+    MOST_KEYS,
+    Need,
+    at_small_steps,
+    evened,
+    fitting,
+    keys_of,
+    length_of,
+    summable,
+)
 from ._streams import Streams
 from ._version import __version__
 from .corpus import Corpus
@@ -55,7 +64,7 @@ Precision = Literal["float32", "float64"]
 _BLOCK_GRADIENT_LIMIT = 2**28  # bytes of the result file spent on the means of each block
 _TREADS = 0.1  # a few of the 255 treads that eight bits give a coordinate, in units of its range
 _TRIED = 8  # streams run together to see whether they keep apart
-_OF_CARD = 0.8  # of what a GPU has free
+_OF_CARD = 0.6  # of what a GPU has free, since ONNX Runtime takes memory in powers of two
 _SCALE_POSITIONS = 1000  # positions that tell how far each state coordinate ranges
 
 
@@ -485,7 +494,9 @@ class Run:
             return alone
         if not count:
             shards = self._cut(layout, groups, 1)
-            beside = self._side_by_side(linear, layout, groups, shards, 1)
+            # Many streams may well be in all blocks at once.
+            most = min(len(groups) * (layout.blocks + 1), MOST_KEYS)
+            beside = replace(self._side_by_side(linear, layout, groups, shards, 1), keys=most)
             count = fitting(beside, layout.inputs, int(_memory.of_card() * _OF_CARD))
         count = evened(len(self._cut(layout, groups, count)), count)
         return alone if count == 1 else count

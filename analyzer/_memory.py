@@ -107,16 +107,16 @@ def of_card(load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> int:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     try:
         driver = load("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        calls = [
-            ("cuInit", 0),
-            ("cuDeviceGet", ctypes.byref(device), 0),
-            ("cuDevicePrimaryCtxRetain", ctypes.byref(context), device),
-            ("cuCtxPushCurrent_v2", context),
-            ("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total)),
-            ("cuCtxPopCurrent_v2", ctypes.byref(context)),
-            ("cuDevicePrimaryCtxRelease_v2", device),
+        calls: list[tuple[str, tuple]] = [
+            ("cuInit", (0,)),
+            ("cuDeviceGet", (ctypes.byref(device), 0)),
+            ("cuDevicePrimaryCtxRetain", (ctypes.byref(context), device)),
+            ("cuCtxPushCurrent_v2", (context,)),
+            ("cuMemGetInfo_v2", (ctypes.byref(free), ctypes.byref(total))),
+            ("cuCtxPopCurrent_v2", (ctypes.byref(context),)),
+            ("cuDevicePrimaryCtxRelease_v2", (device,)),
         ]
-        for name, *arguments in calls:
+        for name, arguments in calls:
             status = getattr(driver, name)(*arguments)
             if status:
                 raise OSError(f"{name} gives status {status}")

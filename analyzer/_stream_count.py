@@ -15,7 +15,9 @@ _BUSY = 2e10  # multiplications and additions of a step beside which a GPU's lau
 _MOST = 512
 _LENGTH = 4  # windows of delays that a stream has at least: in one of five steps memory only fades
 _SMALL, _FEW, _ON_CPU = 2e7, 4, 16  # work of a step, groups, streams: see docs/performance.md
-_KEYS = 128  # blocks and groups beyond which sums of all streams take longer than their products
+MOST_KEYS = (
+    128  # blocks and groups beyond which sums of all streams take longer than their products
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def keys_of(layout: Plan, groups: Groups, shards: list[Shard], streams: int) -> 
 
 def summable(keys: int) -> bool:
     """Whether so many sums are kept where the streams run."""
-    return keys <= _KEYS
+    return keys <= MOST_KEYS
 
 
 def at_small_steps(linear: Linearization, delays: int, inputs: int, groups: int) -> int:
@@ -111,7 +113,7 @@ def evened(shards: int, streams: int) -> int:
 
 
 def length_of(layout: Plan, most: int, streams: int) -> int:
-    """Positions of a shard, so that all streams have as many shards of one length."""
+    """Positions of a shard: as short as they may be without a further round of all streams."""
     total = int((layout.stretches[:, 1] - layout.stretches[:, 0]).sum())
     rounds = -(-total // (streams * most))
     return -(-total // (streams * rounds))

@@ -29,6 +29,7 @@ from ._products import Stretch
 from ._reading import carried_states
 from ._shards import Shard
 from ._states import States
+from .errors import ResourceError
 from .linearize import EMBEDDING, Jacobian, Linearization
 from .sums import Accumulator
 
@@ -109,17 +110,26 @@ class Streams:
 
         Raises:
             ModelError: The graph does not run.
-            ResourceError: A node ran on another provider.
+            ResourceError: A node ran on another provider, or memory is too small.
         """
         schedule = _Schedule.of(ids, shards, self.count, self._max_delay, sums)
         self._load(schedule, starts)
         bindings = [self._binding(now) for now in range(2)]
-        stretches = [Stretch(s.begin, self._max_delay, s.steps, s.follow) for s in shards]
+        stretches = [
+            Stretch(s.begin, self._max_delay, s.steps, s.follow)
+            for s in shards
+            if not self._summing
+        ]
         flushed = 0
         for time in range(schedule.steps):
             try:
                 self._session.run_with_iobinding(bindings[time % 2])
             except Exception as error:
+                if "alloc" in str(error).lower():
+                    raise ResourceError(
+                        f"{self.count} streams do not fit into memory: {_runtime.said(error)}. "
+                        "Ask for fewer --streams."
+                    ) from error
                 at = ", ".join(str(s.begin + time) for s in shards if time < s.steps)
                 raise _runtime.failed(error, f"at the positions {at:.200}") from error
             if self._verify:
@@ -264,8 +274,8 @@ class _Schedule:
         time = np.arange(lengths.max())[:, None]
         begin = np.array([s.begin for s in shards] + [shards[0].begin] * (count - len(shards)))
         follow = np.zeros((len(time), count), bool)
-        for stream, shard in enumerate(shards):
-            follow[: shard.steps, stream] = shard.follow
+        for i, shard in enumerate(shards):
+            follow[: shard.steps, i] = shard.follow
         at, stream = np.nonzero(follow)
         entry, places = sums.places(begin[stream] + at)
         keys, number = np.unique(places, axis=0, return_inverse=True)
@@ -356,8 +366,8 @@ class _StepGraph:
         nexts = {s: self._next(s) for s in self.carried} if max_delay else {}
         for state in wanted if summing else ():
             self._sum(state, "new", news[state], 0)
-            if nexts.get(state):
-                self._sum(state, "next", nexts[state], 1)
+            if (after := nexts.get(state)) is not None:
+                self._sum(state, "next", after, 1)
         nodes = [*before, *graph.node, *self._nodes]
         del graph.node[:]
         graph.node.extend(nodes)

@@ -330,12 +330,13 @@ class Accumulator:
             values: ``[delay, E, n]`` sums at every delay, the states side by side.
             counts: ``[delay]``, how many Jacobians each holds.
         """
-        if block < 0:
-            self._half_sum[group] += values
-            self._half_count[group] += counts
-        else:
-            self._block_sum[block, group] += values
-            self._block_count[block, group] += counts
+        with np.errstate(over="ignore", invalid="ignore"):  # refused once, at the end
+            if block < 0:
+                self._half_sum[group] += values
+                self._half_count[group] += counts
+            else:
+                self._block_sum[block, group] += values
+                self._block_count[block, group] += counts
         self._held.release()
 
     def flush(self) -> None:

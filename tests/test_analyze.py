@@ -283,6 +283,7 @@ class TestMemory:
             (25_000, 200, 32, 3, "{}"),  # the vocabulary
             (100, 32, 384, 3, "{'method': 'fd'}"),  # copies of the step
             (100, 64, 512, 0, "{}"),  # derivatives
+            (100, 48, 192, 15, "{'streams': 4}"),  # products and sums side by side
         ],
     )
     def test_a_run_stays_below_its_estimate(self, tmp_path, v, e, h, delays, options):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mnemoscope.analyzer import Corpus, _analyze, _memory, _runtime, analyze, open_model, sums
 from mnemoscope.analyzer._products import Products
-from mnemoscope.analyzer._shards import Carrier, shards
+from mnemoscope.analyzer._shards import Carrier, Shard, shards
 from mnemoscope.analyzer._states import Stepper
 from mnemoscope.analyzer._stream_count import (
     _ON_CPU,
@@ -21,7 +21,7 @@ from mnemoscope.analyzer._stream_count import (
     length_of,
 )
 from mnemoscope.analyzer._streams import Streams, _Schedule
-from mnemoscope.analyzer.errors import MnemoscopeError, ResourceError
+from mnemoscope.analyzer.errors import MnemoscopeError, ModelError, ResourceError
 from mnemoscope.analyzer.groups import Groups
 from mnemoscope.analyzer.linearize import build_step, linearize
 from mnemoscope.analyzer.sums import Accumulator, places, plan
@@ -185,7 +185,7 @@ def test_more_groups_than_are_summed_side_by_side(model, monkeypatch):
     groups = Groups.from_labels([[f"w{i % 7}"] for i in range(LENGTH)])
     options = {"delays": 2, "blocks": 3, "precision": "float64", "groups": groups, "threads": 1}
     one = analyze(model("flat"), stream(), streams=1, **options)["h"]
-    monkeypatch.setattr("mnemoscope.analyzer._stream_count._KEYS", 5)
+    monkeypatch.setattr("mnemoscope.analyzer._stream_count.MOST_KEYS", 5)
     monkeypatch.setattr(Accumulator, "add_sum", None)
     many = analyze(model("flat"), stream(), streams=3, **options)["h"]
     np.testing.assert_allclose(many["gradient"], one["gradient"], rtol=0, atol=1e-12)
@@ -205,7 +205,7 @@ def test_streams_that_mix_are_followed_alone(model, switch):
 def test_an_ended_stream_repeats_its_last_step(model):
     case = Case(model("flat"))
     some = case.shards[:2]
-    short = shards(case.layout, 0, 9, 9)[0]  # ends with the corpus
+    short = Shard(85, LENGTH, LENGTH, np.ones(5, bool))  # ends with the corpus
     got = _Schedule.of(case.ids, [some[0], short], 3, DELAYS, case.accumulator())
     last = short.steps - 1
     assert got.steps == some[0].steps > short.steps
@@ -231,6 +231,31 @@ def test_places_are_where_inputs_count():
     ]
     got = np.column_stack([inputs[entry], found]).tolist()
     assert sorted(map(tuple, got)) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "message"),
+    [
+        ("Failed to allocate memory for requested buffer", ResourceError, "2 streams do not fit"),
+        ("Non-zero status code", ModelError, "does not run at the positions 0, 12: Non-zero"),
+    ],
+)
+def test_a_step_that_fails(model, said, kind, message):
+    case = Case(model("flat"))
+    linear, _ = linearize(case.step, 2)
+    products = Streams(linear, DELAYS, ["h"], case.table, threads=1)
+
+    class Failing:
+        io_binding = products._session.io_binding
+
+        def run_with_iobinding(self, binding):
+            raise RuntimeError(said)
+
+    products._session = Failing()
+    some, start = case.shards[:2], case.carrier().at(0)
+    assert [s.begin for s in some] == [0, 12]
+    with pytest.raises(kind, match=message):
+        list(products.run(case.ids, some, [start, start], case.accumulator()))
 
 
 class TestPlacement:
@@ -307,7 +332,8 @@ class TestCount:
     def test_shards_fill_the_streams(self, most, streams):
         layout = plan(1000, 4, blocks=3)
         cut = shards(layout, 4, 1000, length_of(layout, most, streams))
-        assert len(cut) % streams == 0
+        rounds = -(-1000 // (most * streams))
+        assert streams * (rounds - 1) < len(cut) <= streams * rounds
         assert max(s.end - s.begin for s in cut) <= most
 
     def test_a_number_that_is_none(self, model):
