@@ -125,18 +125,19 @@ def killed_and_resumed(folder, output, seed, *options):
             process.kill()
         else:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=60)  # until no process of it is left
+        process.communicate(timeout=240)  # until no process of it is left
         assert process.returncode != 0
         kills += 1
         written += path.exists()
     process = start(folder, *call)
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=240)[1]
     assert process.returncode == 0, said
     assert "Going on from the checkpoint: " in said
     assert written > KILLS / 2
     return kills
 
 
+@pytest.mark.timeout(900)  # a minute on an idle machine, but 27 starts of the command
 def test_a_run_that_is_killed_again_and_again(folder):
     """Twice: in single precision with classes and staging sums, and in double precision."""
     (folder / "groups.tsv").write_text("".join(f"w{i}\tc{i % 3}\n" for i in range(models.V - 2)))
@@ -146,7 +147,7 @@ def test_a_run_that_is_killed_again_and_again(folder):
     }
     for name, options in runs.items():
         process = start(folder, "-o", f"whole-{name}", "--checkpoint-every", "0", *options)
-        said = process.communicate(timeout=120)[1]
+        said = process.communicate(timeout=240)[1]
         assert process.returncode == 0, said
     with ThreadPoolExecutor() as pool:
         kills = pool.map(
@@ -177,7 +178,7 @@ def test_an_interruption_finishes_the_step(folder, whom):
     wait_for(process, "Memory: ")
     time.sleep(0.3)
     interrupt(process, whom)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=240)[1]
     path = folder / "r n.nc.checkpoint"
     assert process.returncode == 130
     assert said.startswith("Finishing the step at hand; press Ctrl-C again to stop at once.\n")
@@ -190,7 +191,7 @@ def test_an_interruption_finishes_the_step(folder, whom):
     at = again.index("analyze")
     assert again[at:] == shlex.split("analyze m.onnx c.txt --delays 4 -o 'r n.nc' --resume")
     process = start(folder, command=again[at:])
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=240)[1]
     assert process.returncode == 0, said
     assert "Going on from the checkpoint: " in said
     assert sorted(p.name for p in folder.iterdir()) == ["c.txt", "m.onnx", "r n.nc"]
@@ -206,7 +207,7 @@ def test_a_second_interruption_stops_at_once(folder, whom):
     time.sleep(0.7)
     began = time.monotonic()
     interrupt(process, whom)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=240)[1]
     assert time.monotonic() - began < 20
     assert process.returncode == 130
     assert said == (
@@ -265,7 +266,7 @@ def test_two_runs_to_one_output(folder, analyze):
     assert done.exit_code == 2
     assert "Another run writes to the same output" in done.stderr
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert analyze().exit_code == 0  # the lock went with the process
 
 
