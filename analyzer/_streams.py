@@ -79,7 +79,12 @@ class Streams:
         graph = _StepGraph(linearization, max_delay, wanted, summing)
         self._verify = provider == _runtime.CUDA if verify is None else verify
         self._session = _runtime.session(
-            graph.model, provider, tf32=tf32, threads=threads, profile=self._verify
+            graph.model,
+            provider,
+            tf32=tf32,
+            threads=threads,
+            spinning=False,  # it gains little on an idle machine and loses much on a busy one
+            profile=self._verify,
         )
         self._inputs = {i.name for i in self._session.get_inputs()}
         self._outputs = {o.name for o in self._session.get_outputs()}
