@@ -55,7 +55,7 @@ def gemm_of(dtype: np.dtype) -> Gemm:
 
 def _place(matrix: np.ndarray) -> tuple[int, object]:
     """Address, and elements from one row to the next."""
-    assert matrix.strides[1] == matrix.itemsize
+    assert matrix.strides[1] == matrix.itemsize or matrix.shape[1] == 1
     lead = max(matrix.strides[0] // matrix.itemsize, matrix.shape[1], 1)
     return matrix.ctypes.data, ctypes.byref(ctypes.c_int(lead))
 

@@ -81,6 +81,7 @@ CASES = {
     "two threads": {"threads": 2, "groups": CLASSES},
     "counter": {"model": "counter"},
     "tokens": {"model": "masked"},
+    "streams": {"streams": 3},
 }
 
 

@@ -61,7 +61,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def start(folder, *arguments, pause=0.0, command=("analyze", "m.onnx", "c.txt", "--delays", "4")):
+# One stream, so that there are many steps to end after.
+COMMAND = ("analyze", "m.onnx", "c.txt", "--delays", "4", "--streams", "1")
+
+
+def start(folder, *arguments, pause=0.0, command=COMMAND):
     # In a session of its own, so that all of it can be killed at once.
     return subprocess.Popen(
         [sys.executable, "-c", START, str(pause), *command, *arguments],
@@ -189,7 +193,7 @@ def test_an_interruption_finishes_the_step(folder, whom):
     line = re.search(f"The run is kept in {re.escape(str(path))}. Go on with it:\n  (.*)\n", said)
     again = shlex.split(line[1])
     at = again.index("analyze")
-    assert again[at:] == shlex.split("analyze m.onnx c.txt --delays 4 -o 'r n.nc' --resume")
+    assert again[at:] == [*COMMAND, *shlex.split("-o 'r n.nc' --resume")]
     process = start(folder, command=again[at:])
     said = process.communicate(timeout=240)[1]
     assert process.returncode == 0, said
