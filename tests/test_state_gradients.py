@@ -125,6 +125,28 @@ def test_a_missing_or_damaged_output_is_made_again(chain, tmp_path, damage):
     assert path.read_text() == "b"
 
 
+def test_a_checkpoint_goes_with_the_settings_that_it_was_made_with(sg, tmp_path):
+    """`mnemoscope analyze --resume` would refuse that of another run."""
+    seen = []
+
+    def step(version):
+        def function(folder):
+            path = folder / "r.nc.checkpoint"
+            seen.append(path.exists())
+            if not path.exists():
+                path.write_text("half")
+                raise RuntimeError("killed")
+            path.unlink()
+            (folder / "r.nc").write_text("whole")
+
+        return sg.engine.Step("a", "", ("r.nc",), function=function, settings={"v": version})
+
+    for version in (1, 2, 2):
+        outcome = sg.engine.Engine(tmp_path, [step(version)], {}, lambda x: None).run()
+    assert seen == [False, False, True]
+    assert outcome.done == ["a"]
+
+
 def test_a_failing_step_stops_what_needs_it_only(chain, tmp_path):
     outcome = chain(broken=("b",)).run()
     assert outcome.done == ["a", "d"]

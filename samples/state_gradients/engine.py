@@ -278,7 +278,7 @@ class Engine:
                 return self._command(step, step.resume)
             except Failure as failure:
                 self.say(f"    cannot go on ({failure}); begins anew")
-        self._remove(step)
+        self._remove(step, kept=same)
         _write(begun, self.keys[step.name])
         for made in step.makes:
             (self.folder / made).parent.mkdir(parents=True, exist_ok=True)
@@ -349,8 +349,10 @@ class Engine:
             sizes[made] = path.stat().st_size if path.is_file() else -1
         return sizes
 
-    def _remove(self, step: Step) -> None:
-        for made in (*step.makes, *([step.scratch] if step.scratch else [])):
+    def _remove(self, step: Step, *, kept: bool) -> None:
+        """Take away what a step made; not the checkpoints of mnemoscope if they are `kept`."""
+        checkpoints = [] if kept else [f"{made}.checkpoint" for made in step.makes]
+        for made in (*step.makes, *checkpoints, *([step.scratch] if step.scratch else [])):
             path = self.folder / made
             if path.is_dir():
                 shutil.rmtree(path)
