@@ -150,10 +150,10 @@ def analyze_words(
             sums = run.sums(layout, groups, working, _later(progress, work, i), kept, key,
                             restore=i == first)  # fmt: skip
             held[members] = next(iter(sums.values())).block_count[0]
-            for state, of_state in sums.items():
-                for name, values in _measures(of_state, whitening.D).items():
+            for state in found:
+                for name, values in _measures(sums[state], whitening.D).items():
                     found[state][name][:, members] = values
-            del sums
+            del sums  # the only reference: the next pass needs the room
     of_text = count_types(corpus, model) if frequencies is None else frequencies
     return _build(model, run, types, counts, held, found, of_text, {
         **run.attributes, "seed": seed, "min_count": min_count, "max_count": max_count,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
+import weakref
 
 import models
 import numpy as np
@@ -63,6 +65,27 @@ def test_passes_make_no_difference(model, monkeypatch):
     done, total = zip(*seen, strict=True)
     assert (np.diff(done) > 0).all()
     assert set(total) == {done[-1]}
+
+
+def test_the_sums_of_a_pass_are_gone_before_the_next(model, monkeypatch):
+    monkeypatch.setattr(Run, "most_groups", lambda self, members, after: 3)
+    whole, alive = Run.sums, []
+
+    def sums(self, *arguments, **options):
+        gc.collect()
+        assert not any(there() is not None for there in alive)
+        found = whole(self, *arguments, **options)
+        for of_state in found.values():
+            base = of_state.block_sum
+            while base.base is not None:
+                base = base.base
+            alive.append(weakref.ref(base))
+        return found
+
+    monkeypatch.setattr(Run, "sums", sums)
+    tree = analyze_words(model, stream(), delays=DELAYS, states=["lstm0.c"])
+    assert tree.attrs["passes"] > 2
+    assert len(alive) == tree.attrs["passes"]
 
 
 def test_as_many_types_as_memory_holds(model):
