@@ -283,7 +283,7 @@ class Run:
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._method, self._step_width = model, corpus, method, step
         self._budget, self._tf32 = _memory.allowed(memory), bool(tf32)
-        self._cluster, self._given_memory = cluster_of(scheduler, workers), memory
+        self._given_memory = memory
         self._threads = threads or (self._cluster.threads if self._cluster else processors())
         # A file that lies in memory saves none.
         self._volatile = scratch is not None and _memory.holds(scratch)
