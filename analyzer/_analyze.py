@@ -824,7 +824,7 @@ class _Need:
 
     def whole(self, linear: Linearization, by_rows: bool = False) -> int:
         """With the states that are carried along, and the derivatives."""
-        item, sources = self.step.dtype.itemsize, linear.step.sources
+        item = self.step.dtype.itemsize
         carried, wanted = carried_states(linear, list(self.sizes)), sum(self.sizes.values())
         least = min(self._columns, wanted)
         if by_rows:
@@ -832,11 +832,7 @@ class _Need:
             more = self._tangents(carried, wanted) + found
         else:
             more = self._tangents(carried, self._columns)
-        dense = sum(
-            sources[source][1] * sources[state][1]
-            for (state, source), j in linear.jacobians.items()
-            if j.kind == "dense"
-        )
+        dense = sum(linear.dense())
         return (
             self.least()
             - self._tangents(list(self.sizes), least)

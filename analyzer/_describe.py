@@ -10,8 +10,7 @@ from onnx import numpy_helper
 from . import _passes, _runtime
 from ._files import printable
 from .errors import NoBlockRule, NoDerivative
-from .linearize import build_step
-from .linearize._walk import block_linearization
+from .linearize import block_linearization, build_step
 from .model import MemoryModel
 
 

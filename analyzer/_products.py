@@ -214,6 +214,7 @@ class _Part:
                 if insert:
                     self._insert(batch, i, int(inputs[0]))
                 if len(inputs):
+                    self._pass_on(batch, i, len(inputs))
                     rows = self._next[: len(inputs), :, : self._layout.wanted]
                     directions = None if self._deal is None else self._directions[: len(inputs)]
                     time = stretch.time(batch.first + i)
@@ -229,20 +230,32 @@ class _Part:
         if self._zeroed.size:
             new[:, self._zeroed] = 0
         for term, add in self._plan:
-            tangents, out = old[:, term.source], new[:, term.states]
-            if term.kind == "dense":
-                self._gemm(tangents, batch.at(term.key, i), out, add)
-            elif term.kind == "identity":
-                np.add(out, tangents, out=out) if add else np.copyto(out, tangents)
+            self._apply(term, batch, i, old, new, add)
+
+    def _pass_on(self, batch: Batch, i: int, slots: int) -> None:
+        """``T_s' += Σ_r T_r' · J[s, r]`` for all slots: what the step read of its own states."""
+        new = self._next[:slots].reshape(-1, self._layout.width)
+        for term in self._layout.relayed:
+            self._apply(term, batch, i, new, new, True)
+
+    def _apply(
+        self, term: Term, batch: Batch, i: int, old: np.ndarray, new: np.ndarray, add: bool
+    ) -> None:
+        """Multiply the columns of the source, and write or add them to those of the states."""
+        tangents, out = old[:, term.source], new[:, term.states]
+        if term.kind == "dense":
+            self._gemm(tangents, batch.at(term.key, i), out, add)
+        elif term.kind == "identity":
+            np.add(out, tangents, out=out) if add else np.copyto(out, tangents)
+        else:
+            # All states that the source scales into in one pass, while its row is at hand.
+            number = out.shape[1] // tangents.shape[1]
+            out = out.reshape(len(out), number, -1)  # a view
+            factor = batch.at(term.key, i).reshape(number, -1)
+            if add:
+                out += tangents[:, None] * factor
             else:
-                # All states that the source scales into in one pass, while its row is at hand.
-                number = out.shape[1] // tangents.shape[1]
-                out = out.reshape(len(out), number, -1)  # a view
-                factor = batch.at(term.key, i).reshape(number, -1)
-                if add:
-                    out += tangents[:, None] * factor
-                else:
-                    np.multiply(tangents[:, None], factor, out=out)
+                np.multiply(tangents[:, None], factor, out=out)
 
     def _insert(self, batch: Batch, i: int, position: int) -> None:
         """Write ``∂state/∂embedding`` to the first slot."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _runtime
 from ._states import States, Stepper
-from .linearize import EMBEDDING, Linearization
+from .linearize import EMBEDDING, Jacobian, Linearization
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,16 @@ class Term:
 
 
 class Layout:
-    """Where each state lies in the buffers, and which terms make up a step."""
+    """Where each state lies in the buffers, and which terms make up a step.
+
+    Attributes:
+        spans: State → its columns.
+        width: Columns in all.
+        wanted: Columns of the wanted states, which come first.
+        terms: From the states before the step.
+        new: From the embedding.
+        relayed: From states after the step to others, in the order in which they are known.
+    """
 
     def __init__(self, linearization: Linearization, carried: list[str], wanted: list[str]) -> None:
         sizes = {c.name: c.size for c in linearization.step.differentiable}
@@ -149,15 +158,18 @@ class Layout:
             self.spans[state] = slice(self.width, self.width + sizes[state])
             self.width += sizes[state]
         self.wanted = sum(sizes[s] for s in wanted)
-        self.terms = [t for source in self.spans for t in self._of(linearization, source)]
-        self.new = self._of(linearization, EMBEDDING)
+        blocks, relayed = linearization.jacobians, linearization.relayed
+        self.terms = [t for source in self.spans for t in self._of(blocks, source)]
+        self.new = self._of(blocks, EMBEDDING)
+        relays = dict.fromkeys(r for _, r in relayed if r in self.spans)
+        self.relayed = [t for relay in relays for t in self._of(relayed, relay)]
 
-    def _of(self, linearization: Linearization, source: str) -> list[Term]:
+    def _of(self, blocks: dict[tuple[str, str], Jacobian], source: str) -> list[Term]:
         """The terms of a source: neighbouring blocks of a kind as one."""
         found: list[Term] = []
         for state, span in self.spans.items():
-            j = linearization.jacobians[state, source]
-            if j.kind == "zero":
+            j = blocks.get((state, source))
+            if j is None or j.kind == "zero":
                 continue
             names = (j.tensor,) if j.tensor else ()
             term = Term(j.kind, self.spans.get(source), span, names)
@@ -175,12 +187,16 @@ class Layout:
     @property
     def tensors(self) -> list[str]:
         """All that the graph has to give."""
-        return sorted({name for term in (*self.terms, *self.new) for name in term.tensors})
+        return sorted({name for term in self._all for name in term.tensors})
+
+    @property
+    def _all(self) -> list[Term]:
+        return [*self.terms, *self.new, *self.relayed]
 
     def arrange(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What ONNX Runtime gave, as `Batch` holds it."""
         arranged = {}
-        for term in (*self.terms, *self.new):
+        for term in self._all:
             parts = [values[name] for name in term.tensors]
             if term.kind == "diagonal":
                 arranged[term.key] = parts[0] if len(parts) == 1 else _side_by_side(parts)
@@ -207,8 +223,8 @@ def carried_states(linearization: Linearization, wanted: list[str]) -> list[str]
     while True:
         more = {
             source
-            for (state, source), j in linearization.jacobians.items()
-            if state in needed and source != EMBEDDING and j.kind != "zero"
+            for state, source, _ in linearization.blocks
+            if state in needed and source != EMBEDDING
         }
         if more <= needed:
             return [c.name for c in linearization.step.differentiable if c.name in needed]

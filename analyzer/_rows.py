@@ -119,6 +119,7 @@ class _Part:
             for i in range(batch.count):
                 number = batch.first - i
                 self._select()
+                self._pass_on(batch, i)
                 if followed[number]:
                     visit(RowWindow(begin + number, self._part, self._input(batch, i)))
                 self._multiply(batch, i)
@@ -130,6 +131,12 @@ class _Part:
         rows = np.arange(self._part.stop - self._part.start)
         self._now[0, rows, self._part.start + rows] = 1
         self.alive = max(self.alive, 1)
+
+    def _pass_on(self, batch: Batch, i: int) -> None:
+        """``R[relay] += Σ_s R[s] · J[s, relay]``: what the step read on belongs to the relay."""
+        rows = self._now[: self.alive].reshape(-1, self._layout.width)
+        for term in reversed(self._layout.relayed):
+            self._back(term, batch, i, rows, rows[:, term.source], True)
 
     def _input(self, batch: Batch, i: int) -> np.ndarray:
         """``Σ_x R[x] · ∂x/∂embedding`` for every slot that holds something."""
@@ -179,16 +186,7 @@ class _Part:
 
 def cheaper_by_rows(linearization: Linearization, wanted: list[str]) -> bool:
     """Whether the products of `RowProducts` are clearly fewer than those of `Products`."""
-    sources = linearization.step.sources
-    carried = carried_states(linearization, wanted)
-    sizes = {name: size for name, (_, size) in sources.items()}
-    steps = inputs = 0
-    for (state, source), j in linearization.jacobians.items():
-        if state in carried and j.kind == "dense":
-            area = sizes[state] * sizes[source]
-            if source == EMBEDDING:
-                inputs += area
-            elif source in carried:
-                steps += area
+    steps, inputs = linearization.dense(carried_states(linearization, wanted))
+    sizes = {name: size for name, (_, size) in linearization.step.sources.items()}
     by_rows = sum(sizes[s] for s in wanted) * (steps + inputs)
     return by_rows < 0.8 * sizes[EMBEDDING] * steps

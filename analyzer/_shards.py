@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._states import States, Stepper
-from .linearize import EMBEDDING, Linearization
+from .linearize import Linearization
 from .sums import Plan
 
 _WORK = 1e12  # multiplications and additions of a shard: some seconds on a processor
@@ -77,12 +77,7 @@ def positions_of(linear: Linearization, delays: int, groups: int) -> int:
 
 def folded_work(linear: Linearization) -> float:
     """Multiplications and additions of one input at one delay, dense blocks alone."""
-    sources = linear.step.sources
-    areas = sum(
-        sources[source][1] * sources[state][1]
-        for (state, source), j in linear.jacobians.items()
-        if j.kind == "dense" and source != EMBEDDING
-    )
+    areas, _ = linear.dense()
     return 2.0 * linear.step.embedding_size * areas
 
 

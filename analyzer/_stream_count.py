@@ -43,13 +43,9 @@ class Need:
     def bytes(self, streams: int) -> int:
         """Of so many streams."""
         step = self.linear.step
-        item, sources = step.dtype.itemsize, step.sources
+        item = step.dtype.itemsize
         matrix = self.delays * step.embedding_size
-        dense = sum(
-            sources[source][1] * sources[state][1]
-            for (state, source), j in self.linear.jacobians.items()
-            if j.kind == "dense"
-        )
+        dense = sum(self.linear.dense())
         each = (
             # Two buffers; turned round; and up to three terms of a sum.
             6 * matrix * self.carried * item

@@ -16,7 +16,7 @@ too, with weights that say which stream's input at each delay counts where.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -344,8 +344,8 @@ class _Buffer:
 class _StepGraph:
     """The graph of one time step of all streams.
 
-    For state s with tangents T: ``T_s' = Σ_x T_x · J[s, x]``, one matrix product per dense block,
-    one scaling per diagonal or identity, none for zero.
+    For state s with tangents T: ``T_s' = Σ_x T_x · J[s, x] + Σ_r T_r' · J[s, r]``, one matrix
+    product per dense block, one scaling per diagonal or identity, none for zero.
 
     Attributes:
         model: The graph.
@@ -367,8 +367,12 @@ class _StepGraph:
         self._read_tokens()
         before, self._nodes = self._nodes, []
         self._move()
-        news = {s: self._new(s) for s in self.carried}
-        nexts = {s: self._next(s) for s in self.carried} if max_delay else {}
+        news: dict[str, str] = {}
+        nexts: dict[str, str | None] = {}
+        relays = dict.fromkeys(r for _, r in linearization.relayed if r in self.carried)
+        for state in dict.fromkeys([*relays, *self.carried]):
+            news[state] = self._new(state, news)
+            nexts[state] = self._next(state, nexts) if max_delay else None
         for state in wanted if summing else ():
             self._sum(state, "new", news[state], 0)
             if (after := nexts.get(state)) is not None:
@@ -443,20 +447,27 @@ class _StepGraph:
                 self._emit("Identity", c.output, out=out)
             self._output(out, shape, kind)
 
-    def _matrix(self, tensor: str, flag: str) -> str:
+    def _matrix(self, tensor: str, flag: str | None) -> str:
         """A dense block as ``[stream, source, state]``, zero where the flag is."""
-        return self._emit("Mul", self._emit("Transpose", tensor, perm=[1, 0, 2]), flag)
+        turned = self._emit("Transpose", tensor, perm=[1, 0, 2])
+        return self._emit("Mul", turned, flag) if flag else turned
 
     def _size(self, state: str) -> int:
         return self._step.sources[state][1]
 
-    def _new(self, state: str) -> str:
-        """The derivative by the new input, ``[1, stream, E, n]``, zero where none is followed."""
+    def _new(self, state: str, news: dict[str, str]) -> str:
+        """The derivative by the new input, ``[1, stream, E, n]``, zero where none is followed.
+
+        Args:
+            state: Of which state.
+            news: The same of its relays.
+        """
         block, step = self._linear.jacobians[state, EMBEDDING], self._step
+        shape = [1, self._streams, step.embedding_size, self._size(state)]
+        pattern = np.zeros((1, *shape[2:]), step.dtype)
         if block.kind == "dense":
             new = self._matrix(str(block.tensor), self._follow)
         else:
-            pattern = np.zeros((1, step.embedding_size, self._size(state)), step.dtype)
             if block.kind != "zero":
                 np.fill_diagonal(pattern[0], 1)
             new = self._emit("Mul", self._constant(pattern), self._follow)
@@ -464,64 +475,95 @@ class _StepGraph:
                 new = self._emit(
                     "Mul", new, self._reshape(str(block.tensor), -1, 1, pattern.shape[2])
                 )
-        shape = [1, self._streams, step.embedding_size, self._size(state)]
+        terms = [self._reshape(new, *shape), *self._terms(state, self._linear.relayed, news, 1)]
         out = self.names(f"tangent/{state}/new")
-        self._emit("Reshape", new, self._constant(shape), out=out)
+        self._add(terms, out)
         return self._output(out, shape)
 
     def _tangents(self, state: str) -> str:
         shape = [self._delay, self._streams, self._step.embedding_size, self._size(state)]
         return self._input(self.names(f"tangent/{state}"), shape)
 
-    def _next(self, state: str) -> str | None:
-        """The tangents a delay later, ``[delay, stream, E, n]``; None where they are zero."""
-        blocks = {x: self._linear.jacobians[state, x] for x in self.carried}
-        terms = [self._product(state, {x: b for x, b in blocks.items() if b.kind == "dense"})]
-        terms += [self._scaled(x, b) for x, b in blocks.items()
-                  if b.kind in ("diagonal", "identity")]  # fmt: skip
-        terms = [t for t in terms if t]
+    def _next(self, state: str, nexts: dict[str, str | None]) -> str | None:
+        """The tangents a delay later, ``[delay, stream, E, n]``; None where they are zero.
+
+        Args:
+            state: Of which state.
+            nexts: The same of its relays.
+        """
+        before = {x: self._tangents(x) for x in self.carried}
+        terms = self._terms(state, self._linear.jacobians, before, self._delay, self._carry)
+        terms += self._terms(state, self._linear.relayed, nexts, self._delay)
         if not terms:
             return None
         out = self.names(f"tangent/{state}/next")
-        self._add([str(t) for t in terms], out)
+        self._add(terms, out)
         return self._output(
             out, [self._delay, self._streams, self._step.embedding_size, self._size(state)]
         )
 
-    def _product(self, state: str, blocks: dict[str, Jacobian]) -> str | None:
-        if not blocks:
-            return None
-        embedding, terms = self._step.embedding_size, []
-        for source, block in blocks.items():
-            terms.append(
-                self._emit(
-                    "MatMul", self._by_stream(source), self._matrix(str(block.tensor), self._carry)
-                )
-            )
-        total = self._reshape(self._add(terms), self._streams, self._delay, -1)
-        turned = self._emit("Transpose", total, perm=[1, 0, 2])
-        return self._reshape(turned, self._delay, self._streams, embedding, self._size(state))
+    def _terms(
+        self,
+        state: str,
+        blocks: dict[tuple[str, str], Jacobian],
+        tangents: Mapping[str, str | None],
+        delays: int,
+        flag: str | None = None,
+    ) -> list[str]:
+        """What sources add to the tangents of a state.
 
-    def _by_stream(self, source: str) -> str:
+        Args:
+            state: The state.
+            blocks: (state, source) → block.
+            tangents: Source → ``[delay, stream, E, n]``; None where they are zero.
+            delays: How many.
+            flag: ``[stream, 1, 1]``, 0 for the streams to which nothing is added.
+        """
+        found = {
+            x: (str(t), blocks[state, x])
+            for x, t in tangents.items()
+            if t and (state, x) in blocks and blocks[state, x].kind != "zero"
+        }
+        dense = {x: f for x, f in found.items() if f[1].kind == "dense"}
+        terms = [self._product(state, dense, delays, flag)] if dense else []
+        return terms + [self._scaled(x, *f, flag) for x, f in found.items() if x not in dense]
+
+    def _product(
+        self, state: str, found: dict[str, tuple[str, Jacobian]], delays: int, flag: str | None
+    ) -> str:
+        terms = [
+            self._emit(
+                "MatMul",
+                self._by_stream(given, delays, self._size(source)),
+                self._matrix(str(block.tensor), flag),
+            )
+            for source, (given, block) in found.items()
+        ]
+        total = self._reshape(self._add(terms), self._streams, delays, -1)
+        turned = self._emit("Transpose", total, perm=[1, 0, 2])
+        return self._reshape(
+            turned, delays, self._streams, self._step.embedding_size, self._size(state)
+        )
+
+    def _by_stream(self, tangents: str, delays: int, size: int) -> str:
         """Tangents as ``[stream, delay · E, n]``."""
-        name = self.names(f"tangent/{source}/turned")
+        name = f"{tangents}/turned"
         if name not in {n.name for n in self._nodes}:
-            flat = self._reshape(self._tangents(source), self._delay, self._streams, -1)
+            flat = self._reshape(tangents, delays, self._streams, -1)
             turned = self._emit("Transpose", flat, perm=[1, 0, 2])
-            shape = self._constant([self._streams, -1, self._size(source)])
-            self._emit("Reshape", turned, shape, out=name)
+            self._emit("Reshape", turned, self._constant([self._streams, -1, size]), out=name)
         return name
 
-    def _scaled(self, source: str, block: Jacobian) -> str:
-        size = self._size(source)
-        factor = self._carry
+    def _scaled(self, source: str, tangents: str, block: Jacobian, flag: str | None) -> str:
+        size, factor = self._size(source), flag
         if block.kind == "diagonal":
-            factor = self._emit("Mul", self._reshape(str(block.tensor), -1, 1, size), factor)
+            factor = self._reshape(str(block.tensor), -1, 1, size)
+            factor = self._emit("Mul", factor, flag) if flag else factor
+        if factor is None:
+            return tangents
         # As large as the tangents of one delay: what is left to repeat are long rows.
         shape = [self._streams, self._step.embedding_size, size]
-        return self._emit(
-            "Mul", self._tangents(source), self._emit("Expand", factor, self._constant(shape))
-        )
+        return self._emit("Mul", tangents, self._emit("Expand", factor, self._constant(shape)))
 
     def _add(self, terms: list[str], out: str | None = None) -> str:
         total = terms[0]

@@ -35,12 +35,14 @@ class Needed:
         step = build_step(open_model(job.path))
         linear, _ = linearize(step)
         sizes = {c.name: c.size for c in step.differentiable}
-        wide: dict[str, int] = {}
-        for (state, source), block in linear.jacobians.items():
-            if source != EMBEDDING and block.kind == "dense":
-                wide[source] = wide.get(source, 0) + sizes[state]
+        self.factors: list[tuple[int, int]] = []
+        for blocks in (linear.jacobians, linear.relayed):
+            wide: dict[str, int] = {}
+            for (state, source), block in blocks.items():
+                if source != EMBEDDING and block.kind == "dense":
+                    wide[source] = wide.get(source, 0) + sizes[state]
+            self.factors += [(sizes[source], n) for source, n in wide.items()]
         self.rows = job.shape.delays * step.embedding_size
-        self.factors = [(sizes[source], n) for source, n in wide.items()]
         self.threads = job.threads
 
     @property

@@ -58,10 +58,10 @@ class Shape:
     def areas(self) -> int:
         """Entries of the dense blocks between states.
 
-        A layer's h and c are reached from its own h (2 H² each), and from the h and c of every
-        layer before it (4 H² for each pair of layers).
+        A layer's h and c are reached from its own h, and from what the h of the layer below it has
+        just become: H² each.
         """
-        return 2 * self.layers**2 * self.units**2
+        return (4 * self.layers - 2) * self.units**2
 
     def work(self, delays: int) -> float:
         """Floating-point operations of one position at all delays."""

@@ -150,6 +150,22 @@ def flat(**options) -> onnx.ModelProto:
     return g.finish(g.lone("h_next"), time=1)
 
 
+def stack(**options) -> onnx.ModelProto:
+    """Layers that read what those below have just computed: multiplied, scaled and as it is."""
+    g = Graph(**options)
+    h = [g.state(f"h{i}", ["batch", H], kind="hidden", layer=i, batch_axis=0) for i in range(3)]
+
+    def layer(x: str, size: int, state: str) -> str:
+        read = g.op("MatMul", x, g.weight(size, H))
+        return g.op("Tanh", g.op("Add", read, g.op("MatMul", state, g.weight(H, H))))
+
+    first = g.op("Identity", layer(g.now(), E, h[0]), out="h0_next")
+    second = g.op("Add", layer(first, H, h[1]), g.op("Mul", first, g.weight(H)), out="h1_next")
+    kept = g.op("Mul", g.op("Sigmoid", h[2]), second)
+    g.op("Add", kept, first, out="h2_next")
+    return g.finish(g.lone("h2_next"), time=1)
+
+
 def quantized(*, dynamic: bool, **options) -> onnx.ModelProto:
     """As `flat`, with the state rounded to 8 bits before its product."""
     g = Graph(**options)
@@ -242,6 +258,7 @@ MODELS = {
     "gru": lambda **o: fused("GRU", **o),
     "rnn": lambda **o: fused("RNN", layers=3, **o),
     "flat": flat,
+    "stack": stack,
     "counter": counter,
     "slots": slots,
     "masked": masked,

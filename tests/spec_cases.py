@@ -165,7 +165,7 @@ def check(case: Case, rng: np.random.Generator | None = None) -> float:
     facts = probe(low, live, evaluate)
     builder = Builder(np.float64)
     spec = {n: (n, np.arange(feeds[n].size).reshape(feeds[n].shape)) for n in sources}
-    blocks, missing = walk(low, facts, spec, builder)
+    blocks, missing, _ = walk(low, facts, spec, builder)
     outputs = [o.name for o in model.graph.output if o.type.tensor_type.elem_type == 11]
     assert not [m for o in outputs for m in missing.get(o, ())], missing
     algebra = Algebra(builder)

@@ -108,11 +108,11 @@ def test_the_cheaper_side_is_chosen(tmp_path, monkeypatch):
 
     top, linear = products(12, ["lstm2.h"])
     assert isinstance(top, RowProducts)
-    # Dense from h to both states of its layer, and from both states to both of the layers above:
-    # 2 + 6 + 10 squares. The embedding reaches all six states.
-    n, e, squares = models.H, 12, 18
+    # Dense from h to both states of its layer, and to both of the layer above: 6 + 4 squares. The
+    # embedding reaches two states.
+    n, e, squares = models.H, 12, 10
     for states in (["lstm2.h"], ["lstm2.h", "lstm2.c"]):
-        by_rows = len(states) * n * (squares * n * n + 6 * n * e)
+        by_rows = len(states) * n * (squares * n * n + 2 * n * e)
         assert cheaper_by_rows(linear, states) == (by_rows < 0.8 * e * squares * n * n)
     for embedding, options in ((4, {}), (12, {"sketch": 3})):
         assert not isinstance(products(embedding, ["lstm2.h"], **options)[0], RowProducts)

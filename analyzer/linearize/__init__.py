@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from .. import _limits
 from ..errors import NoBlockRule, NoDerivative
+from ._by_blocks import block_linearization, relays_of
 from ._dense import dense_linearization
 from ._differences import difference_linearization
 from ._linearization import Jacobian, Linearization
 from ._rules import rounds
 from ._step import EMBEDDING, Component, Step, build_step, streams_apart, together
-from ._walk import block_linearization
 
 __all__ = [
     "EMBEDDING",
@@ -48,10 +48,11 @@ def linearize(step: Step, batch: int | None = 1) -> tuple[Linearization, str | N
 
 def _linearize(step: Step, batch: int | None) -> tuple[Linearization, str | None]:
     try:
-        linear = block_linearization(step, batch or 1)
+        relays = relays_of(step)
+        linear = block_linearization(step, batch or 1, relays)
         several = together(step, linear.working) if batch is None else 1
         if several > 1:
-            linear = block_linearization(step, several)
+            linear = block_linearization(step, several, relays)
         return linear, None
     except NoDerivative:
         raise  # onnx-ad would find one, and it would be wrong

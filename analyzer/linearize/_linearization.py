@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx
 
-from ._step import Step
+from ._step import EMBEDDING, Step
 
 BlockKind = Literal["zero", "identity", "diagonal", "dense"]
 
@@ -38,6 +38,11 @@ class Linearization:
             states' successors under the names of `step` and the tensors of `jacobians`.
         jacobians: (state, source) → block, for every differentiable state and every source
             (the states' names and ``embedding``).
+        relayed: (state, relay) → block: the derivative with respect to the *successor* of another
+            state, a relay, which the step reads on, as a layer reads what the layer below it has
+            just computed. What reaches the state through a relay is left out of `jacobians`:
+            ``dstate' = Σ_source jacobians · dsource + Σ_relay relayed · drelay'``. In an order in
+            which every relay's own derivative comes first.
         method: ``jvp``, ``jvp-dense`` (through onnx-ad) or ``fd``.
         batch: Positions that one call linearises, each from a state of its own.
         working: Bytes that one call takes at most.
@@ -49,3 +54,27 @@ class Linearization:
     method: str
     batch: int = 1
     working: int = 0
+    relayed: dict[tuple[str, str], Jacobian] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> list[tuple[str, str, Jacobian]]:
+        """``(state, source or relay, block)`` of all that are not zero."""
+        every = [*self.jacobians.items(), *self.relayed.items()]
+        return [(state, source, j) for (state, source), j in every if j.kind != "zero"]
+
+    def dense(self, states: list[str] | None = None) -> tuple[int, int]:
+        """Elements of the dense blocks: of those by states and relays, and by the embedding.
+
+        Args:
+            states: Those that are carried; None means all.
+        """
+        sizes = {name: size for name, (_, size) in self.step.sources.items()}
+        by_states = by_embedding = 0
+        for state, source, j in self.blocks:
+            if j.kind != "dense" or (states is not None and state not in states):
+                continue
+            if source == EMBEDDING:
+                by_embedding += sizes[state] * sizes[source]
+            elif states is None or source in states:
+                by_states += sizes[state] * sizes[source]
+        return by_states, by_embedding

@@ -9,7 +9,7 @@ without an entry here but with a function body in the ONNX specification are exp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..errors import NoBlockRule
 from ._blocks import Algebra, Block, Dense, Selection
 from ._graph import Builder, Expr, Tensor
 
-Blocks = dict[str, Block]
+Blocks = dict[Hashable, Block]
 """The derivative of one tensor: source name → block; a source that is absent means zero."""
 
 
@@ -57,7 +57,7 @@ class Use:
     parts: list[Part] = field(default_factory=list)  # of input 0, if a Concat made it
 
     @property
-    def sources(self) -> list[str]:
+    def sources(self) -> list[Hashable]:
         """The sources that any input depends on."""
         return list(dict.fromkeys(s for b in self.blocks for s in b))
 

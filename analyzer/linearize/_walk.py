@@ -1,6 +1,9 @@
-"""Walk a step graph once and emit a graph that also computes its derivative blocks."""
+"""Walk a graph once and emit nodes that compute the derivative of each of its tensors."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -10,47 +13,23 @@ from .._passes import reads
 from ..errors import NoBlockRule, NoDerivative
 from ._blocks import Algebra, Block, Selection
 from ._graph import Builder, Tensor
-from ._linearization import Jacobian, Linearization
-from ._probe import Probe, probe
+from ._probe import Probe
 from ._rules import ZERO, Blocks, Part, Use, differentiate, parts_of, rounds
-from ._step import Step, lowered
 
 
-def block_linearization(step: Step, batch: int = 1) -> Linearization:
-    """The derivatives of one step by block rules.
+class Walked(NamedTuple):
+    """What a walk found.
 
-    Args:
-        step: The step.
-        batch: Positions that one call is to take; more than 1 needs a step whose streams do not
-            mix (see `_step.together`).
-
-    Raises:
-        NoBlockRule: Names every operator on the way from a source to a state that has no rule.
+    Attributes:
+        blocks: Tensor name → blocks per source.
+        missing: Tensor name → what stood in the way, for tensors whose derivative could not be
+            found.
+        stopped: Tensor name → the blocks that the walk had found where it was told to stop.
     """
-    model = lowered(step, batch)
-    feeds = step.example(batch)
-    facts = probe(model, feeds)
-    sources = {
-        graph_input: (name, np.broadcast_to(np.arange(size), (batch, size)))
-        for name, (graph_input, size) in step.sources.items()
-    }
-    builder = Builder(step.dtype, f"{step.prefix}d")
-    blocks, missing = walk(model, facts, sources, builder)
-    reached = [m for c in step.differentiable for m in missing.get(c.output, ())]
-    if reached:
-        raise NoBlockRule("; ".join(dict.fromkeys(reached)))
-    algebra = Algebra(builder)
-    jacobians = {}
-    for component in step.differentiable:
-        for name, (_, size) in step.sources.items():
-            block = blocks.get(component.output, {}).get(name)
-            shape = (batch, component.size)
-            jacobians[component.name, name] = _finish(algebra, block, size, shape)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    result.graph.node.extend(builder.nodes)
-    result.graph.initializer.extend(builder.initializers)
-    return Linearization(step, result, jacobians, "jvp", batch, builder.bytes)
+
+    blocks: dict[str, Blocks]
+    missing: dict[str, tuple[str, ...]]
+    stopped: dict[str, Blocks]
 
 
 def walk(
@@ -58,7 +37,8 @@ def walk(
     facts: Probe,
     sources: dict[str, tuple[str, np.ndarray]],
     builder: Builder,
-) -> tuple[dict[str, Blocks], dict[str, tuple[str, ...]]]:
+    stops: Mapping[str, Blocks] | None = None,
+) -> Walked:
     """Derivatives of every tensor of a graph.
 
     Args:
@@ -67,10 +47,7 @@ def walk(
         sources: Graph input → source name and, for each element of the input, its position in
             the source; positions repeat along the axis of the streams.
         builder: Takes the nodes that compute the blocks.
-
-    Returns:
-        Tensor name → blocks per source; and tensor name → what stood in the way, for tensors
-        whose derivative could not be found.
+        stops: Tensor name → blocks that what reads it goes on from, by a source of its own.
     """
     algebra = Algebra(builder)
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
@@ -80,6 +57,8 @@ def walk(
     }
     missing: dict[str, tuple[str, ...]] = {}
     joined: dict[str, list[Part]] = {}
+    stopped: dict[str, Blocks] = {}
+    stops = stops or {}
 
     def tensor(name: str) -> Tensor | None:
         return Tensor(name, facts.shapes[name]) if name in facts.shapes else None
@@ -121,9 +100,11 @@ def walk(
             kept = {s: b for s, b in derivative.items() if not _is_zero(b)}
             if name and kept and _is_float(facts, name):
                 blocks[name] = kept
+                if name in stops:
+                    stopped[name], blocks[name] = kept, stops[name]
         if not obstacles:
             joined[node.output[0]] = parts_of(use)
-    return blocks, missing
+    return Walked(blocks, missing, stopped)
 
 
 def _is_zero(block: Block) -> bool:
@@ -133,20 +114,3 @@ def _is_zero(block: Block) -> bool:
 
 def _is_float(facts: Probe, name: str) -> bool:
     return name in facts.dtypes and np.issubdtype(facts.dtypes[name], np.floating)
-
-
-def _finish(algebra: Algebra, block: Block | None, rows: int, shape: tuple[int, int]) -> Jacobian:
-    """The simplest kind that holds a block of a state of `shape` ``[position, n]``."""
-    if block is None:
-        return Jacobian("zero", None)
-    builder = algebra.builder
-    if isinstance(block, Selection) and rows == shape[1]:
-        own = block.index == np.arange(rows)
-        if own.all() and block.scale is None:
-            return Jacobian("identity", None)
-        if (own | (block.index < 0)).all():
-            scale = block.scale or builder.constant(np.ones((1, 1)))
-            if not own.all():
-                scale = builder.mul(scale, builder.constant(own))
-            return Jacobian("diagonal", builder.expand(scale, (scale.shape[0], rows)).name)
-    return Jacobian("dense", algebra.full(block, shape, [1]).name)
