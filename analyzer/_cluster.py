@@ -136,7 +136,7 @@ def _remote(cluster: Cluster) -> Iterator[Client]:
 
 def _check_libraries(client: Client) -> None:
     """Refuse workers whose libraries would compute something else, or nothing."""
-    from ._analyze import versions
+    from ._identity import versions
 
     here = versions()
     found = {"the scheduler": _asked(client.run_on_scheduler, versions)}

@@ -85,6 +85,14 @@ def at_small_steps(linear: Linearization, delays: int, inputs: int, groups: int)
     return count if count >= _ON_CPU // 2 else 0
 
 
+def may_pay(linear: Linearization, delays: int, inputs: int, groups: int) -> list[int]:
+    """Numbers of streams on the CPU that are worth a trial: up to ten times the usual work."""
+    if linear.batch == 1 or folded_work(linear) * delays > 10 * _SMALL or groups > _FEW:
+        return []
+    most = inputs // (_LENGTH * delays)
+    return [n for n in (_ON_CPU // 2, _ON_CPU, 2 * _ON_CPU) if n <= most]
+
+
 def fitting(need: Need, inputs: int, free: int) -> int:
     """Streams that keep a GPU busy, fit into its memory, and are long enough to be worth it.
 

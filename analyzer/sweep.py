@@ -161,6 +161,7 @@ class Sweep:
         options = dict(self.options)
         if cluster:
             options["threads"] = options.get("threads") or cluster.threads
+            options["calibrate"] = False  # beside others nothing can be timed
         if cluster and cluster.workers:  # they share what there is
             options["memory"] = _memory.allowed(options.get("memory")) // cluster.workers
         with connected(cluster) if cluster else nullcontext() as client:
@@ -230,7 +231,8 @@ def _key_of(model: MemoryModel, corpus: Corpus, options: dict[str, Any]) -> str:
     # Not the file's hash: weights may lie beside it.
     weights = hashlib.sha256(model.proto.SerializeToString(deterministic=True)).hexdigest()
     ids = hashlib.sha256(corpus.ids.tobytes()).hexdigest()
-    asked = {k: v for k, v in options.items() if v is not None and k not in ("memory", "threads")}
+    how = ("memory", "threads", "chunk", "calibrate")  # but for rounding, results are the same
+    asked = {k: v for k, v in options.items() if v is not None and k not in how}
     text = json.dumps([__version__, weights, corpus.sha256, ids, asked], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

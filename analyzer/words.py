@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ._analyze import Run, hashed
 from ._checkpoint import Checkpoint, opened
+from ._identity import hashed
 from ._pipeline import processors
+from ._run import Run
 from .corpus import Corpus
 from .errors import CorpusError, MnemoscopeError, ResultError
 from .groups import Groups
@@ -96,8 +97,8 @@ def analyze_words(
         progress: Called with positions done and in all.
         report: Called with one line about each choice made.
         options: As `analyze` takes them: ``delays``, ``states``, ``method``, ``precision``,
-            ``provider``, ``step``, ``memory``, ``tf32``, ``threads``,
-            ``streams``.
+            ``provider``, ``step``, ``memory``, ``tf32``, ``threads``, ``streams``, ``chunk``,
+            ``calibrate``.
 
     Returns:
         The tree that a file of words holds (``docs/words.md``).

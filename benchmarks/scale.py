@@ -21,8 +21,8 @@ from typing import Any
 import click
 import numpy as np
 from mnemoscope.analyzer import Corpus, Groups, analyze, open_model, read_corpus, save_result
-from mnemoscope.analyzer._analyze import Run
 from mnemoscope.analyzer._products import processors
+from mnemoscope.analyzer._run import Run
 from mnemoscope.analyzer._shards import folded_work
 from mnemoscope.analyzer.roles import Roles, State, write_roles
 from mnemoscope.analyzer.sums import plan
@@ -160,7 +160,7 @@ def measure(shape: Shape, delays: int, seconds: float, threads: int | None) -> R
 
         first, run = once(length)
         ready = time.perf_counter() - began - first
-        assert shape.work(delays) == folded_work(run._linearization()) * (delays + 1), shape
+        assert shape.work(delays) == folded_work(run.engines.linearization()) * (delays + 1), shape
         count = int(np.clip(length * seconds / first, length, len(ids)))
         position = (once(count)[0] if count > length else first) / full(count)
         job = run.job(plan(length, delays, blocks=2), Groups.everything(length))

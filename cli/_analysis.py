@@ -99,12 +99,25 @@ def analysis_options(
         ),
         click.option("--tf32", is_flag=True, default=None, help="Allow TF32 products on CUDA."),
         click.option(
-            "--threads", type=click.IntRange(min=1), help="Processor threads.  [all cores]"
+            "--threads",
+            type=click.IntRange(min=1),
+            help="Processor threads.  [all cores, or what is faster]",
         ),
         click.option(
             "--streams",
             type=click.IntRange(min=1),
             help="Parts of the corpus to follow side by side.  [from model and device]",
+        ),
+        click.option(
+            "--chunk",
+            type=click.IntRange(min=1),
+            help="Positions to linearise in one call.  [from the model]",
+        ),
+        click.option(
+            "--calibrate/--no-calibrate",
+            default=None,
+            help="Before a long run, try which threads, streams and chunk are fastest here, and "
+            "keep what was found.  [calibrate]",
         ),
         click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
     )

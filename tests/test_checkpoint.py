@@ -12,8 +12,8 @@ import models
 import numpy as np
 import pytest
 from mnemoscope.analyzer import Corpus, Groups, _checkpoint, _shards, analyze, open_model, sums
-from mnemoscope.analyzer._analyze import Run
 from mnemoscope.analyzer._checkpoint import Checkpoint
+from mnemoscope.analyzer._run import Run
 from mnemoscope.analyzer.errors import CheckpointError
 from mnemoscope.analyzer.words import analyze_words
 
@@ -259,9 +259,9 @@ def test_another_corpus_is_refused(measure, ended, monkeypatch):
 
 
 def test_another_library_is_refused(measure, ended, monkeypatch):
-    from mnemoscope.analyzer import _analyze
+    from mnemoscope.analyzer import _run
 
-    monkeypatch.setattr(_analyze, "versions", lambda: {"numpy": "0.1"})
+    monkeypatch.setattr(_run, "versions", lambda: {"numpy": "0.1"})
     with pytest.raises(CheckpointError, match=r"numpy \(this run: 0.1, the checkpoint: "):
         measure(checkpoint=ended, resume=True)
 

@@ -17,8 +17,9 @@ from mnemoscope.analyzer import (
     Corpus,
     Groups,
     MnemoscopeError,
-    _analyze,
     _cluster,
+    _engines,
+    _identity,
     _shards,
     analyze,
     open_model,
@@ -115,13 +116,13 @@ def test_processes_of_this_machine(model, workers):
 
 def test_the_comparison_sees_a_lost_shard(model, cluster, monkeypatch):
     one = analyze(model, corpus(400), delays=4, precision="float64")
-    lossy = _analyze.Accumulator.merge
+    lossy = _engines.Accumulator.merge
 
     def merge(self, part):
         part.block_sum[..., 0] *= 1 - 1e-10
         lossy(self, part)
 
-    monkeypatch.setattr(_analyze.Accumulator, "merge", merge)
+    monkeypatch.setattr(_engines.Accumulator, "merge", merge)
     two = analyze(model, corpus(400), delays=4, precision="float64",
                   scheduler=cluster.scheduler_address)  # fmt: skip
     with pytest.raises(AssertionError):
@@ -168,7 +169,7 @@ def test_what_nobody_does_any_more(cluster):
 
 
 def test_versions_must_be_the_same(model, cluster, monkeypatch):
-    monkeypatch.setattr(_analyze, "__version__", "9.9")
+    monkeypatch.setattr(_identity, "__version__", "9.9")
     with pytest.raises(ResourceError, match=r"mnemoscope is 9.9 here and .* Install the same"):
         analyze(model, corpus(60), delays=2, scheduler=cluster.scheduler_address)
 

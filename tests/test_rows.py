@@ -6,8 +6,8 @@ import models
 import numpy as np
 import pytest
 from mnemoscope.analyzer import Corpus, _shards, open_model
-from mnemoscope.analyzer._analyze import Run
 from mnemoscope.analyzer._rows import RowProducts, cheaper_by_rows
+from mnemoscope.analyzer._run import Run
 from mnemoscope.analyzer.groups import Groups
 from mnemoscope.analyzer.linearize import build_step, linearize
 from mnemoscope.analyzer.sums import Plan, plan
@@ -102,7 +102,7 @@ def test_the_cheaper_side_is_chosen(tmp_path, monkeypatch):
         monkeypatch.setattr(models, "E", embedding)
         model = open_model(models.save(models.fused(layers=3), tmp_path / "m.onnx"))
         run = Run(model, corpus(), delays=DELAYS, states=states, **options)
-        linear = run._linearization()
+        linear = run.engines.linearization()
         layout = plan(LENGTH, DELAYS, blocks=2)
         return run.job(layout, Groups.everything(LENGTH)).products, linear
 

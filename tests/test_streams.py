@@ -8,7 +8,7 @@ import json
 import models
 import numpy as np
 import pytest
-from mnemoscope.analyzer import Corpus, _analyze, _memory, _runtime, analyze, open_model, sums
+from mnemoscope.analyzer import Corpus, _engines, _memory, _runtime, analyze, open_model, sums
 from mnemoscope.analyzer._products import Products
 from mnemoscope.analyzer._shards import Carrier, Shard, shards
 from mnemoscope.analyzer._states import Stepper
@@ -386,7 +386,7 @@ def test_what_tf32_moves_is_measured(model, monkeypatch):
             rounded = (table.view(np.int32) & ~0x1FFF).view(np.float32) if tf32 else table
             super().__init__(linear, delays, wanted, rounded, tf32=tf32, **more)
 
-    monkeypatch.setattr(_analyze, "Streams", Rounding)
+    monkeypatch.setattr(_engines, "Streams", Rounding)
     said = []
     tree = analyze(model("gru"), stream(), report=said.append, **options)
     assert 1e-5 < tree.attrs["tf32_error"] < 1e-1

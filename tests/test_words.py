@@ -10,7 +10,7 @@ import models
 import numpy as np
 import pytest
 from mnemoscope.analyzer import Corpus, analyze, metrics, open_model, words
-from mnemoscope.analyzer._analyze import Run
+from mnemoscope.analyzer._run import Run
 from mnemoscope.analyzer.errors import CorpusError, MnemoscopeError, ResourceError
 from mnemoscope.analyzer.groups import Groups
 from mnemoscope.analyzer.sums import Plan, Sums
@@ -100,7 +100,7 @@ def test_as_many_types_as_memory_holds(model):
                     np.where(np.arange(3000) < members, 0, -1),
                 )
                 layout = Plan(np.array([[0, 3000]]), np.zeros(3000, int), np.zeros(3000, int), 1)
-                need = run._need(layout, groups, 0).whole(run._linearization())
+                need = run._need(layout, groups, 0).whole(run.engines.linearization())
                 assert (need <= memory) == fits
 
 

@@ -13,6 +13,7 @@ from ._graph import Builder
 from ._linearization import Jacobian, Linearization
 from ._probe import probe
 from ._relays import Relay, places_of
+from ._rules import Blocks
 from ._step import Step, lowered
 from ._walk import walk
 
@@ -59,7 +60,9 @@ def block_linearization(step: Step, batch: int = 1, relays: Sequence[str] = ()) 
     builder = Builder(step.dtype, f"{step.prefix}d")
     algebra = Algebra(builder)
     places = places_of([c for c in step.differentiable if c.name in relays], model, facts, batch)
-    stops = {place.tensor: {Relay(name): place.selection} for name, place in places.items()}
+    stops: dict[str, Blocks] = {
+        place.tensor: {Relay(name): place.selection} for name, place in places.items()
+    }
     walked = walk(model, facts, sources, builder, stops)
     reached = [m for c in step.differentiable for m in walked.missing.get(c.output, ())]
     if reached:
