@@ -270,7 +270,7 @@ class TestMemory:
         assert _memory.allowed(7) == 7
 
     def test_refused_before_the_work(self, model, monkeypatch):
-        monkeypatch.setattr("mnemoscope.analyzer._analyze.linearize", None)
+        monkeypatch.setattr("mnemoscope.analyzer._engines.linearize", None)
         with pytest.raises(ResourceError, match=r"need about .* KiB of memory, and 1 KiB may be"):
             analyze(model, stream(100), delays=50, memory=1000)
 
