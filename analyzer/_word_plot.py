@@ -35,8 +35,10 @@ def frequency_figure(table: WordTable, *, delay: int = 0, width: float = 9.0) ->
     right.set_title("Decay", loc="left")
     right.set_xlabel("b of $\\sigma_1 = a\\,e^{-b\\tau}$ (per word; large = forgotten fast)")
     left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    highest = max(axes.dataLim.y1 for axes in (left, right))
+    # Room for a note above the lines.
+    left.set_ylim(0, 1.25 * highest if np.isfinite(highest) and highest > 0 else 1)
     for axes in (left, right):
-        axes.set_ylim(bottom=0)
         axes.grid(True, linewidth=0.5, alpha=0.35)
         axes.spines[["top", "right"]].set_visible(False)
     handles, names = left.get_legend_handles_labels()
