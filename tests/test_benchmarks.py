@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -194,3 +195,34 @@ def test_growth_times_every_value(tmp_path):
     base = replace(BASE, embedding=6, hidden=10, delays=3, positions=8)
     found = times(Axis("groups", (1, 2), 0), tmp_path, 1, 2, base)
     assert {value: len(t) for value, t in found.items()} == {1: 2, 2: 2}
+
+
+def test_pieces_of_a_position_make_up_the_whole(tmp_path):
+    from benchmarks import profile
+    from benchmarks.shapes import SHAPES, Job
+
+    shape = SHAPES["tiny"].resized(128, 10)
+    found = profile.profile(Job(shape, tmp_path / "m.onnx", 1), 512)
+    wall = found.pop("wall")
+    assert set(found) == set(profile.PIECES)
+    assert all(seconds > 0 for seconds in found.values())
+    # One thread: pieces follow one another, and nothing is counted twice.
+    assert 0.3 * wall < sum(found.values()) < 1.2 * wall
+
+
+def test_streams_are_timed_for_every_size(tmp_path, monkeypatch, capsys):
+    from benchmarks import streams
+
+    monkeypatch.setattr(streams, "SIZES", ((4, 8), (8, 8)))
+    out = tmp_path / "o.json"
+    monkeypatch.setattr(sys, "argv", ["streams", "--positions", "2000", "--repeats", "1",
+                                      "--threads", "1", "--json", str(out)])  # fmt: skip
+    affinity = os.sched_getaffinity(0)
+    try:
+        assert streams.main() == 0
+    finally:
+        os.sched_setaffinity(0, affinity)
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert [(r["embedding"], r["units"]) for r in rows] == [(4, 8), (8, 8)]
+    assert all(r["one"] > 0 and r["many"] > 0 for r in rows)
+    assert "16 streams" in capsys.readouterr().out
