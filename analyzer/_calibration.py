@@ -133,9 +133,8 @@ class Calibration:
             self._tell("as found before", found, usual)
             return found
         found = self._found(trial, usual, delays)
-        if found is not None:
-            self._keep(name, found)
-        return found
+        # Another run may find something else, and round otherwise: what is not kept is not used.
+        return found if found is not None and self._keep(name, found) else None
 
     def _found(self, trial: Trial, usual: Choice, delays: int) -> Choice | None:
         """Try one thing after another, each with the best of those before it."""
@@ -168,7 +167,7 @@ class Calibration:
         same = ", as usual" if found == usual else ""
         self._say(f"Calibration ({how}): {shown}{same}.")
 
-    def _keep(self, name: str, found: Choice) -> None:
+    def _keep(self, name: str, found: Choice) -> bool:
         path = _path()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,10 +176,12 @@ class Calibration:
                 temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         except OSError as error:
             self._say(
-                f"The calibration cannot be kept in {printable(path)}: "
+                f"The calibration cannot be kept in {printable(path)}, so it is not used: "
                 f"{error.strerror or error}. Set {FOLDER} to a folder that can be written, or give "
-                "--threads, --chunk and --streams."
+                "--threads, --chunk and --streams, or --no-calibrate."
             )
+            return False
+        return True
 
 
 def _path() -> Path:

@@ -118,7 +118,8 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(FOLDER, str(tmp_path / "file"))
     said = []
-    assert Calibration(said.append).best(Timed(lambda c: 1.0), USUAL, **LONG) == USUAL
+    # Not used either: the next run could find something else, and round otherwise.
+    assert Calibration(said.append).best(Timed(lambda c: c.threads), USUAL, **LONG) is None
     assert "cannot be kept" in said[-1]
     assert FOLDER in said[-1]
 
