@@ -129,6 +129,8 @@ ANALYSIS: dict[str, _Reader] = {
     "level": _choice("word", "char"),
     "threads": _whole(1, 100_000),
     "streams": _whole(1, 100_000),
+    "chunk": _whole(1, 1_000_000),
+    "calibrate": _flag,
 }
 """What ``[analysis]`` may hold: options of ``mnemoscope analyze`` for a check of a model."""
 

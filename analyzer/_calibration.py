@@ -11,28 +11,31 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import FileLock
 
 from ._files import printable, replacing
 from ._identity import hashed, versions
-from ._job import Job
 from ._pipeline import processors
 
 FOLDER = "MNEMOSCOPE_CACHE"
 """Environment variable: the folder of the file, where that of the system is not wanted."""
 
-_SECONDS = 0.25  # that a trial measures, once every delay has its input
+SECONDS = 0.25
+"""That a trial measures, once every delay has its input."""
+
 _FIXED = 0.5  # seconds that it takes besides
 _SHARE = 0.05  # of a run that trials may take
 _CLEARLY = 0.9  # of the time that the usual choice takes
-_RATE, _CALL = 3e10, 1e-4  # of a modest machine: operations a second, seconds of a step besides
-_MOST = 2**20  # bytes of the file
+_RATE, _CALL = 5e11, 5e-5  # of a fast machine: operations a second, seconds of a step besides
+_PATIENCE = 60  # seconds that a run waits for another that is trying
+_MOST, _ENTRIES = 2**20, 1000  # bytes of the file, and what is kept in it
 
 
 @dataclass(frozen=True)
@@ -53,110 +56,113 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What may be tried.
+class Candidates:
+    """What may be tried for each part of a choice, the usual value first."""
 
-    Attributes:
-        job: Makes ready to follow so many positions in each stream.
-        threads: Numbers of threads, the usual one first.
-        chunks: Positions of a chunk, the usual number first.
-        streams: Numbers of streams, the usual one first.
-    """
-
-    job: Callable[[Choice, int], Job]
-    threads: list[int]
-    chunks: list[int]
     streams: list[int]
+    threads: list[int]
+    chunk: list[int]
 
     @property
     def number(self) -> int:
-        """How many are tried at most."""
-        return len(self.threads) + len(self.chunks) + len(self.streams) - 2
+        """How many there are besides the usual choice."""
+        return sum(len(v) - 1 for v in self.parts.values())
 
-    def seconds(self, choice: Choice, delays: int) -> float | None:
-        """Of one position; None where the corpus is too short to tell."""
-        job = self.job(choice, 20 * delays)
-        began, first, now, done = 0.0, 0, 0.0, 0
-        steps = job.side_by_side(job.shards, job.carrier())
-        try:
-            for done in steps:
-                now = time.perf_counter()
-                if not first:
-                    if done >= delays * len(job.shards):
-                        began, first = now, done
-                elif now - began >= _SECONDS:
-                    break
-        finally:
-            steps.close()
-        return (now - began) / (done - first) if first and done > first else None
+    @property
+    def parts(self) -> dict[str, list[int]]:
+        """Name of the part → values."""
+        return {"streams": self.streams, "threads": self.threads, "chunk": self.chunk}
 
 
 class Calibration:
-    """The choices that were found on this machine.
+    """The search for what is fastest on this machine.
 
     Args:
+        trial: Seconds that a choice takes for a position of the run; None where it cannot be told.
+        fits: Whether a choice stays within the memory that the run may take.
         say: Takes a line about what was found.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-
-    def best(
+    def __init__(
         self,
-        trial: Trial,
-        usual: Choice,
-        *,
-        work: float,
-        positions: int,
-        delays: int,
-        key: dict[str, Any],
-    ) -> Choice | None:
-        """The fastest choice; None where there is none to make, or no time to find out.
+        trial: Callable[[Choice], float | None],
+        fits: Callable[[Choice], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        self._trial, self._fits, self._say = trial, fits, say
+        self._seconds: dict[Choice, float] = {}
+
+    def best(self, usual: Choice, candidates: Candidates, key: dict[str, Any]) -> Choice | None:
+        """The fastest choice; None where it cannot be found out, or not be kept.
 
         Args:
-            trial: What may be tried.
             usual: The choice of the formulas.
-            work: Multiplications and additions of one position.
-            positions: That the run follows.
-            delays: How many, 0 included.
+            candidates: What else there is.
             key: What the speed of the model depends on.
         """
-        position = work / _RATE + _CALL
-        # Until every delay has its input a position costs half of what it does afterwards.
-        cost = trial.number * (_FIXED + _SECONDS + position * delays / 2)
-        if trial.number < 2 or cost > _SHARE * positions * position:
+        machine = {"machine": _machine(), "scipy": version("scipy"), **versions()}
+        name = hashed(json.dumps({**key, **candidates.parts, **machine}, sort_keys=True))
+        path = _path()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Runs that try at the same time would time each other, and keep different things.
+            with FileLock(f"{path}.lock", timeout=_PATIENCE):
+                kept = _read(path)
+                found = _choice(kept.get(name), candidates, usual)
+                if found is not None and self._fits(found):
+                    self._tell("as found before", found, usual)
+                    return found
+                if (found := self._found(usual, candidates)) is None:
+                    return None
+                kept[name] = asdict(found)
+                with replacing(path) as temporary:
+                    text = json.dumps(dict(list(kept.items())[-_ENTRIES:]), indent=1)
+                    temporary.write_text(text, encoding="utf-8")
+                return found
+        except OSError as error:  # a lock that is not free is one of them
+            # Another run may find something else, and round otherwise: what is not kept is not
+            # used.
+            self._say(
+                f"No calibration: it cannot be kept in {printable(path)} "
+                f"({error.strerror or error}). Set {FOLDER} to a folder that can be written, or "
+                "give --threads, --chunk and --streams, or --no-calibrate."
+            )
             return None
-        tried = {"threads": trial.threads, "chunks": trial.chunks, "streams": trial.streams}
-        whole = {**key, **tried, "machine": _machine(), "versions": versions()}
-        name, kept = hashed(json.dumps(whole, sort_keys=True)), _read(_path())
-        if (found := _choice(kept.get(name), trial, usual)) is not None:
-            self._tell("as found before", found, usual)
-            return found
-        found = self._found(trial, usual, delays)
-        # Another run may find something else, and round otherwise: what is not kept is not used.
-        return found if found is not None and self._keep(name, found) else None
 
-    def _found(self, trial: Trial, usual: Choice, delays: int) -> Choice | None:
+    def _found(self, usual: Choice, candidates: Candidates) -> Choice | None:
         """Try one thing after another, each with the best of those before it."""
-        best, least = usual, trial.seconds(usual, delays)
-        if least is None:
+        number = candidates.number + 1
+        self._say(f"Calibration: trying up to {number} ways to follow this model on this machine.")
+        if self._time(usual) is None:
+            self._say("Calibration: the corpus is too short to tell them apart.")
             return None
-        before = least
-        for name in ("threads", "chunk", "streams"):
-            values = getattr(trial, name if name != "chunk" else "chunks")
+        best = usual
+        for name, values in candidates.parts.items():
+            if name == "chunk" and best.streams:
+                continue  # which then means nothing
             for value in values[1:]:
-                other = replace(best, **{name: value})
-                # A stream of a few threads may be beaten by many streams of all of them.
-                if name == "streams" and value:
-                    other = replace(other, threads=usual.threads)
-                seconds = trial.seconds(other, delays)
-                if seconds is not None and seconds < _CLEARLY * least:
-                    best, least = other, seconds
-        times = f"{least * 1e3:.2g} ms a position"
+                part: dict[str, Any] = {name: value}
+                other = replace(best, **part)
+                if self._fits(other) and self._time(other) is not None:
+                    best = self._faster(other, best)
+        if best != usual:  # once more, since what came first ran on a cold machine
+            self._time(usual)
+            self._time(best)
+            best = self._faster(best, usual)
+        times = f"{self._seconds[best] * 1e3:.2g} ms a position"
         if best != usual:
-            times += f" instead of {before * 1e3:.2g}"
+            times += f" instead of {self._seconds[usual] * 1e3:.2g}"
         self._tell(f"tried on this machine, {times}", best, usual)
         return best
+
+    def _time(self, choice: Choice) -> float | None:
+        seconds = self._trial(choice)
+        if seconds is not None:
+            self._seconds[choice] = min(seconds, self._seconds.get(choice, seconds))
+        return seconds
+
+    def _faster(self, other: Choice, best: Choice) -> Choice:
+        return other if self._seconds[other] < _CLEARLY * self._seconds[best] else best
 
     def _tell(self, how: str, found: Choice, usual: Choice) -> None:
         shown = f"{found.threads} thread{'s' * (found.threads > 1)}"
@@ -167,21 +173,19 @@ class Calibration:
         same = ", as usual" if found == usual else ""
         self._say(f"Calibration ({how}): {shown}{same}.")
 
-    def _keep(self, name: str, found: Choice) -> bool:
-        path = _path()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kept = {**_read(path), name: asdict(found)}
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        except OSError as error:
-            self._say(
-                f"The calibration cannot be kept in {printable(path)}, so it is not used: "
-                f"{error.strerror or error}. Set {FOLDER} to a folder that can be written, or give "
-                "--threads, --chunk and --streams, or --no-calibrate."
-            )
-            return False
-        return True
+
+def worth_it(work: float, positions: int, delays: int, trials: int) -> bool:
+    """Whether trials take a small part of a run, even of one on a fast machine.
+
+    Args:
+        work: Multiplications and additions of one position.
+        positions: That are followed.
+        delays: How many, 0 included.
+        trials: How many.
+    """
+    position = work / _RATE + _CALL
+    # Until every delay has its input a position costs half of what it does afterwards.
+    return trials * (_FIXED + SECONDS + position * delays / 2) <= _SHARE * positions * position
 
 
 def _path() -> Path:
@@ -192,26 +196,28 @@ def _path() -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What is kept; nothing where it cannot be read, since it can be found again."""
+    """What is kept; nothing where there is no file, or a damaged one.
+
+    Raises:
+        OSError: It is there and cannot be read.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(_MOST + 1)
         found = json.loads(data) if len(data) <= _MOST else {}
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _choice(entry: Any, trial: Trial, usual: Choice) -> Choice | None:
+def _choice(entry: Any, candidates: Candidates, usual: Choice) -> Choice | None:
     """An entry of the file, if it is one of the choices that there are."""
     if not isinstance(entry, dict):
         return None
-    known: Iterable[tuple[str, list[int]]] = (
-        ("threads", trial.threads), ("chunk", trial.chunks), ("streams", trial.streams),
-    )  # fmt: skip
-    if any(type(entry.get(n)) is not int or entry[n] not in values for n, values in known):
+    parts = candidates.parts
+    if any(type(entry.get(n)) is not int or entry[n] not in parts[n] for n in parts):
         return None
-    return replace(usual, **{n: entry[n] for n, _ in known})
+    return replace(usual, **{n: entry[n] for n in parts})
 
 
 def _machine() -> str:

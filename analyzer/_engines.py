@@ -6,6 +6,7 @@ states, `_streams.py` for many shards side by side.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,18 +15,17 @@ from typing import Literal
 import numpy as np
 
 from . import _memory, _runtime
-from ._calibration import Calibration, Choice, Trial
+from ._calibration import SECONDS, Calibration, Candidates, Choice, worth_it
 from ._job import Job
 from ._pipeline import processors
 from ._products import Products
-from ._reading import carried_states
 from ._rows import RowProducts, cheaper_by_rows
-from ._shards import Shard, folded_work, positions_of, shards
+from ._shards import Carrier, Shard, folded_work, positions_of, shards
 from ._sketch import Sketch
-from ._states import Stepper
+from ._states import States, Stepper
 from ._stream_count import (
     MOST_KEYS,
-    Need,
+    StreamNeed,
     at_small_steps,
     evened,
     fitting,
@@ -51,6 +51,7 @@ from .sums import Accumulator, Plan
 _TREADS = 0.1  # a few of the 255 treads that eight bits give a coordinate, in units of its range
 _TRIED = 8  # streams run together to see whether they keep apart
 _OF_CARD = 0.6  # of what a GPU has free, since ONNX Runtime takes memory in powers of two
+_CARRIED = 200  # tokens that tell how long carrying the states takes
 _SCALE_POSITIONS = 1000  # positions that tell how far each state coordinate ranges
 
 Say = Callable[[str], None]
@@ -120,15 +121,19 @@ class Engines:
         self._threads = options.threads or processors()
         self.sketch = self._dealt(options.sketch)
         self._choices: dict[tuple, Choice] = {}
-        self._linear: dict[int | None, Linearization] = {}
+        self._found: Choice | None = None
+        self._relays: tuple[str, ...] | None = None
+        self._linear: dict[int, Linearization] = {}
+        self._natural: int | None = None  # positions of a call that suit the step
         self._scales: dict[str, np.ndarray] | None = None
         self.tf32_error: float | None = None
 
     def linearization(self, batch: int | None = None) -> Linearization:
         """The step linearised for so many positions a call; None means as many as suit it."""
-        if batch not in self._linear:
+        batch = self._natural if batch is None else batch
+        if batch is None or batch not in self._linear:
             options = self._options
-            number = self._chunk() if batch is None else batch
+            number = 1 if batch is None and not self._on_cpu else batch
             if options.method == "fd":
                 if self._scales is None:
                     self._warn_of_treads()
@@ -137,42 +142,44 @@ class Engines:
                     )
                 found = difference_linearization(self._step, self._scales, options.step, number)
             else:
-                found, obstacle = linearize(self._step, number)
+                found, obstacle = linearize(self._step, number, options.states, self._relays)
+                self._relays = tuple(dict.fromkeys(r for _, r in found.relayed))
                 if obstacle and not self._linear:
                     self._say(f"No block rule for {obstacle}: dense derivatives through onnx-ad, "
                               "more slowly.")  # fmt: skip
-            self._linear[batch] = self._linear[found.batch] = found
+            self._natural = found.batch if batch is None else self._natural
+            batch = found.batch
+            self._linear[batch] = found
         return self._linear[batch]
 
-    def _chunk(self) -> int | None:
-        """Positions that one call linearises; None where the step may choose."""
-        chunk = self._options.chunk if self._on_cpu else 1
-        if chunk is None or chunk == 1 or streams_apart(self._step, chunk):
-            return chunk
-        self._say("One position a call: side by side they would influence each other.")
-        return 1
+    def choice(
+        self, layout: Plan, groups: Groups, fits: Callable[[Choice], bool] | None = None
+    ) -> Choice:
+        """How the positions of a plan are followed.
 
-    def choice(self, layout: Plan, groups: Groups) -> Choice:
-        """How the positions of a plan are followed."""
+        Args:
+            layout: Which they are.
+            groups: Their classes.
+            fits: Whether memory holds what a choice needs.
+        """
         key = (layout.stretches.tobytes(), layout.inputs, len(groups))
         if key not in self._choices:  # which is then what it was, whatever is free by now
             usual = self._usual(layout, groups)
-            self._choices[key] = self._calibrated(usual, layout, groups) or usual
+            better = self._calibrated(usual, layout, groups, fits or (lambda choice: True))
+            self._choices[key] = better or usual
+            # Each holds a copy of the weights.
+            used = {self._natural, *(c.streams or c.chunk for c in self._choices.values())}
+            self._linear = {n: of for n, of in self._linear.items() if n in used}
         return self._choices[key]
-
-    def chosen(self, layout: Plan, groups: Groups) -> Linearization:
-        """The linearisation that the engine chosen for a plan reads."""
-        choice = self.choice(layout, groups)
-        return self.linearization(choice.streams or choice.chunk)
 
     def shards(self, layout: Plan, groups: Groups) -> list[Shard]:
         """The positions of a plan as they are followed, one shard after another."""
         return self._cut(layout, groups, self.choice(layout, groups).streams)
 
-    def beside(self, layout: Plan, groups: Groups) -> Need:
-        """What the streams that are chosen for a plan hold."""
-        choice, cut = self.choice(layout, groups), self.shards(layout, groups)
-        return self._beside(self.linearization(choice.streams), layout, groups, cut, choice.streams)
+    def beside(self, layout: Plan, groups: Groups, choice: Choice) -> StreamNeed:
+        """What the streams of a choice hold."""
+        cut, linear = self._cut(layout, groups, choice.streams), self.linearization(choice.streams)
+        return self._beside(linear, layout, groups, cut, choice.streams)
 
     def make(self, layout: Plan, groups: Groups) -> Products | RowProducts | Streams:
         """The engine that is chosen for a plan."""
@@ -181,7 +188,7 @@ class Engines:
             return self.maker(choice)()
         if self._options.tf32:
             self.tf32_error = self._measure_tf32(choice, layout)
-        summing = summable(self.beside(layout, groups).keys)
+        summing = summable(self.beside(layout, groups, choice).keys)
         return self._streams(choice, self._options.tf32, summing)
 
     def maker(self, choice: Choice) -> Callable[[], Products | RowProducts]:
@@ -214,7 +221,20 @@ class Engines:
         """What formulas say, on any machine."""
         linear = self.linearization()
         return Choice(self._by_rows(linear, layout), self._count(linear, layout, groups),
-                      self._threads, linear.batch)  # fmt: skip
+                      self._threads, self._chunk(linear))  # fmt: skip
+
+    def _chunk(self, linear: Linearization) -> int:
+        """Positions that one call linearises."""
+        chunk = min(self._options.chunk or linear.batch, len(self._corpus))
+        if not self._on_cpu or chunk in (1, linear.batch):
+            return chunk if self._on_cpu else linear.batch
+        _memory.require(chunk * linear.working // linear.batch, _memory.available(),
+                        f"Linearising {chunk:,} positions in one call",
+                        "Ask for a smaller --chunk.")  # fmt: skip
+        if linear.method == "jvp-dense" or not streams_apart(self._step, min(chunk, _TRIED)):
+            self._say("One position a call: side by side they would influence each other.")
+            return 1
+        return chunk
 
     def _by_rows(self, linear: Linearization, layout: Plan) -> bool:
         if self.sketch is not None or not self._on_cpu:
@@ -263,9 +283,9 @@ class Engines:
 
     def _beside(
         self, linear: Linearization, layout: Plan, groups: Groups, cut: list[Shard], count: int
-    ) -> Need:
-        carried = carried_states(linear, self._options.states)
-        return Need(
+    ) -> StreamNeed:
+        carried = linear.carried(self._options.states)
+        return StreamNeed(
             linear,
             sum(c.size for c in self._step.differentiable if c.name in carried),
             sum(self._step.sources[s][1] for s in self._options.states),
@@ -296,55 +316,94 @@ class Engines:
         self._say(f"TF32 moves the mean of {inputs:,} positions by up to {error:.1e} of its size.")
         return error
 
-    def _calibrated(self, usual: Choice, layout: Plan, groups: Groups) -> Choice | None:
+    def _calibrated(
+        self, usual: Choice, layout: Plan, groups: Groups, fits: Callable[[Choice], bool]
+    ) -> Choice | None:
         """What is fastest on this machine; None where finding out would not pay."""
         options = self._options
         if not (self._on_cpu and options.calibrate) or options.workers or usual.rows:
             return None
+        if not fits(usual):  # and the run is about to be refused
+            return None
+        if self._found is not None:  # for another plan: bits should not depend on their number
+            return replace(usual, threads=self._found.threads, chunk=self._found.chunk)
         linear, delays = self.linearization(), options.delays + 1
-        threads, chunks = [usual.threads], [usual.chunk]
+        threads, chunks, streams = [usual.threads], [usual.chunk], [usual.streams]
         if options.threads is None and self.sketch is None:  # whose parts are those of the threads
-            threads += [t for t in (processors() // 2, 1) if t not in threads and t]
+            threads += [processors() // 2, 1]
         if options.chunk is None:
-            chunks += [c for c in (usual.chunk // 4,) if c]
-        streams = [usual.streams]
+            chunks += [usual.chunk // 2, usual.chunk // 4]
         if (
             options.streams is None
             and self.sketch is None
             and self._streams_may_pay(linear, layout)
-            and (usual.streams or self._apart(linear))
         ):
             counts = may_pay(linear, delays, layout.inputs, len(groups))
-            streams += [n for n in (0, *counts) if n not in streams]
-        trial = Trial(partial(self._tried, layout, groups), threads, chunks, streams)
-        operators = [node.op_type for node in linear.model.graph.node]
-        return Calibration(self._say).best(
-            trial,
-            usual,
-            work=folded_work(linear) * delays,
-            positions=layout.inputs,
-            delays=delays,
-            key={
-                "operators": operators,
-                "sources": {s: size for s, (_, size) in self._step.sources.items()},
-                "states": options.states,
-                "delays": options.delays,
-                "method": linear.method,
-                "precision": str(self._step.dtype),
-                "sketch": options.sketch,
-                "groups": len(groups),
-            },
-        )
+            even = [evened(len(self._cut(layout, groups, n)), n) for n in counts]
+            streams += [0, *(n for n in even if n > 1)]
+        candidates = Candidates(
+            *([n for n in dict.fromkeys(v) if n or v is streams]
+              for v in (streams, threads, chunks))
+        )  # fmt: skip
+        work = folded_work(linear) * delays
+        if not candidates.number or not worth_it(work, layout.inputs, delays, candidates.number):
+            return None
+        if len(candidates.streams) > 1 and not usual.streams and not self._apart(linear):
+            candidates = replace(candidates, streams=[0])
+        key = {
+            "operators": [node.op_type for node in linear.model.graph.node],
+            "sources": {s: size for s, (_, size) in self._step.sources.items()},
+            "work": [work, linear.working / linear.batch],
+            "states": options.states,
+            "delays": options.delays,
+            "method": linear.method,
+            "precision": str(self._step.dtype),
+            "sketch": options.sketch,
+        }
+        trial = partial(self._seconds, layout, groups)
+        self._found = Calibration(trial, fits, self._say).best(usual, candidates, key)
+        return self._found
 
-    def _tried(self, layout: Plan, groups: Groups, choice: Choice, length: int) -> Job:
-        """A job for a trial: each stream follows the first positions of the corpus."""
-        length = min(length, len(self._corpus))
-        everything = _everything(len(self._corpus))
+    def _seconds(self, layout: Plan, groups: Groups, choice: Choice) -> float | None:
+        """Of one position of a plan, once every delay has its input; None if it cannot be told."""
+        cut = self._cut(layout, groups, choice.streams)
+        some = cut[: choice.streams or 1]
+        job = self._job(choice, layout, groups, some)
+        began, first, now, done = 0.0, 0, 0.0, 0
+        steps = job.side_by_side(some, _Still(job.stepper.initial()))
+        try:
+            for done in steps:
+                now = time.perf_counter()
+                if not first:
+                    if done >= (self._options.delays + 1) * len(some):
+                        began, first = now, done
+                elif now - began >= SECONDS:
+                    break
+        except MnemoscopeError:
+            return None
+        finally:
+            steps.close()
+        if not first or now - began < SECONDS / 4:
+            return None
+        step = (now - began) / (done - first)
+        if not choice.streams:
+            return step
+        # Streams stand still after their last shard, multiply what only fades, and wait for the
+        # pass that carries the states, which the engines for one stream do beside the products.
+        rounds = [cut[i : i + choice.streams] for i in range(0, len(cut), choice.streams)]
+        whole = sum(choice.streams * max(s.steps for s in shards) for shards in rounds)
+        began, states = time.perf_counter(), job.stepper.initial()
+        for token in self._corpus.ids[:_CARRIED]:
+            states = job.stepper.advance(states, int(token))
+        carried = (time.perf_counter() - began) / min(_CARRIED, len(self._corpus))
+        return step * whole / layout.inputs + carried
+
+    def _job(self, choice: Choice, layout: Plan, groups: Groups, some: list[Shard]) -> Job:
+        """Make ready to follow a few shards by some choice."""
         products: Products | RowProducts | Streams
         products = self._streams(choice, False, True) if choice.streams else self.maker(choice)()
-        shard = Shard(0, length, length, np.ones(length, bool))
-        sums = self.accumulator(*everything, products.parts)
-        return Job(self._corpus, [shard] * (choice.streams or 1), products, sums, self.stepper())
+        sums = self.accumulator(layout, groups, products.parts)
+        return Job(self._corpus, some, products, sums, self.stepper())
 
     def _warn_of_treads(self) -> None:
         op = next((n.op_type for n in self._step.model.graph.node if rounds(n.op_type)), None)
@@ -367,6 +426,19 @@ class Engines:
         if not self._on_cpu:
             raise MnemoscopeError("A sketch runs on the CPU only: use --provider cpu.")
         return Sketch(size, directions, self._threads, self._options.seed, self._step.dtype)
+
+
+class _Still(Carrier):
+    """Gives the same states everywhere: for trials, in which values are of no matter."""
+
+    def __init__(self, states: States) -> None:
+        self._states = states
+
+    def at(self, position: int) -> States:
+        return self._states
+
+    def know(self, position: int, states: States) -> None:
+        pass
 
 
 def _whole(layout: Plan) -> bool:

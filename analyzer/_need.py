@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ._pipeline import AHEAD
-from ._reading import carried_states
 from .groups import Groups
 from .linearize import Linearization, Step
 from .model import MemoryModel
@@ -59,7 +58,7 @@ class Need:
     def whole(self, linear: Linearization, by_rows: bool = False) -> int:
         """With the states that are carried along, and the derivatives."""
         item = self.step.dtype.itemsize
-        carried, wanted = carried_states(linear, list(self.sizes)), sum(self.sizes.values())
+        carried, wanted = linear.carried(list(self.sizes)), sum(self.sizes.values())
         least = min(self._columns, wanted)
         if by_rows:
             found = (self.delays + 1) * wanted * self.step.embedding_size * item

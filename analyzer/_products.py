@@ -26,7 +26,7 @@ import numpy as np
 
 from ._gemm import gemm_of
 from ._pipeline import Pipeline, one_thread_a_product, parts_of, processors
-from ._reading import Batch, Layout, Reader, Term, carried_states
+from ._reading import Batch, Layout, Reader, Term
 from ._sketch import Sketch
 from ._states import States
 from .linearize import Linearization
@@ -81,7 +81,7 @@ class Products:
         sketch: Sketch | None = None,
     ) -> None:
         self._max_delay, self._threads = max_delay, threads or processors()
-        layout = Layout(linearization, carried_states(linearization, wanted), wanted)
+        layout = Layout(linearization, linearization.carried(wanted), wanted)
         self._reader = Reader(linearization, layout, table, self._threads)
         step = linearization.step
         if sketch is None:

@@ -215,17 +215,3 @@ def _side_by_side(parts: list[np.ndarray]) -> np.ndarray:
     """``[position, n]`` blocks, of which some may be the same at every position, as one."""
     positions = max(len(p) for p in parts)
     return np.concatenate([np.broadcast_to(p, (positions, p.shape[1])) for p in parts], 1)
-
-
-def carried_states(linearization: Linearization, wanted: list[str]) -> list[str]:
-    """`wanted` and the states that they depend on through any number of steps."""
-    needed = set(wanted)
-    while True:
-        more = {
-            source
-            for state, source, _ in linearization.blocks
-            if state in needed and source != EMBEDDING
-        }
-        if more <= needed:
-            return [c.name for c in linearization.step.differentiable if c.name in needed]
-        needed |= more

@@ -20,7 +20,7 @@ import numpy as np
 
 from ._gemm import gemm_of
 from ._pipeline import Pipeline, one_thread_a_product, parts_of, processors
-from ._reading import Batch, Layout, Reader, Term, carried_states
+from ._reading import Batch, Layout, Reader, Term
 from ._states import States
 from .linearize import EMBEDDING, Linearization
 
@@ -61,7 +61,7 @@ class RowProducts:
         threads: int | None = None,
     ) -> None:
         self._max_delay, self._threads = max_delay, threads or processors()
-        layout = Layout(linearization, carried_states(linearization, wanted), wanted)
+        layout = Layout(linearization, linearization.carried(wanted), wanted)
         self._reader = Reader(linearization, layout, table, self._threads)
         step = linearization.step
         self.parts = parts_of(layout.wanted, self._threads)
@@ -186,7 +186,7 @@ class _Part:
 
 def cheaper_by_rows(linearization: Linearization, wanted: list[str]) -> bool:
     """Whether the products of `RowProducts` are clearly fewer than those of `Products`."""
-    steps, inputs = linearization.dense(carried_states(linearization, wanted))
+    steps, inputs = linearization.dense(linearization.carried(wanted))
     sizes = {name: size for name, (_, size) in linearization.step.sources.items()}
     by_rows = sum(sizes[s] for s in wanted) * (steps + inputs)
     return by_rows < 0.8 * sizes[EMBEDDING] * steps

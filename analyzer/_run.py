@@ -100,6 +100,7 @@ class Run:
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._step_width = model, corpus, step
         self._budget, self._given_memory = _memory.allowed(memory), memory
+        self._given_threads = threads
         # A file that lies in memory saves none.
         self._volatile = scratch is not None and _memory.holds(scratch)
         self._scratch = None if self._volatile or scratch is None else os.fspath(scratch)
@@ -199,13 +200,10 @@ class Run:
         """Make ready to follow the positions of a plan; the arguments and errors of `sums`."""
         need = self._need(layout, groups, after)
         _memory.require(need.least(), self._budget, "This run", need.advice)
-        choice, linear = self._chosen(layout, groups)
-        if choice.streams:
-            on_cpu = self._provider == _runtime.CPU
-            beside = self.engines.beside(layout, groups).bytes(choice.streams if on_cpu else 0)
-            whole = need.with_streams(linear, beside)
-        else:
-            whole = need.whole(linear, choice.rows)
+        choice, _ = self._chosen(
+            layout, groups, lambda c: self._whole(need, layout, groups, c) <= self._budget
+        )
+        whole = self._whole(need, layout, groups, choice)
         filed = f" and {_memory.shown(need.size.totals)} in a temporary file" if need.filed else ""
         self._say(
             f"Memory: about {_memory.shown(whole)} of {_memory.shown(self._budget)} allowed{filed}."
@@ -222,15 +220,25 @@ class Run:
         shards = self.engines.shards(layout, groups)
         return Job(self._corpus, shards, products, sums, self.engines.stepper())
 
-    def _chosen(self, layout: Plan, groups: Groups) -> tuple[Choice, Linearization]:
+    def _whole(self, need: Need, layout: Plan, groups: Groups, choice: Choice) -> int:
+        """Bytes that it takes to follow a plan in some way."""
+        if not choice.streams:
+            return need.whole(self.engines.linearization(choice.chunk), choice.rows)
+        streams = choice.streams if self._provider == _runtime.CPU else 0
+        beside = self.engines.beside(layout, groups, choice).bytes(streams)
+        return need.with_streams(self.engines.linearization(choice.streams), beside)
+
+    def _chosen(
+        self, layout: Plan, groups: Groups, fits: Callable[[Choice], bool] | None = None
+    ) -> tuple[Choice, Linearization]:
         """How a plan is followed, which the result then says."""
-        choice = self.engines.choice(layout, groups)
-        linear = self.engines.chosen(layout, groups)
+        choice = self.engines.choice(layout, groups, fits)
+        linear = self.engines.linearization(choice.streams or choice.chunk)
         on_cpu = self._provider == _runtime.CPU
         self.attributes |= {
             "method": linear.method,
             "streams": max(1, choice.streams),
-            "threads": choice.threads if on_cpu else None,
+            "threads": choice.threads if on_cpu else self._given_threads,
             "chunk": None if choice.streams else choice.chunk,
         }
         return choice, linear

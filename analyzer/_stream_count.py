@@ -21,7 +21,7 @@ MOST_KEYS = (
 
 
 @dataclass(frozen=True)
-class Need:
+class StreamNeed:
     """Bytes that streams hold where they run; each term is an upper bound, measured in the tests.
 
     Attributes:
@@ -93,7 +93,7 @@ def may_pay(linear: Linearization, delays: int, inputs: int, groups: int) -> lis
     return [n for n in (_ON_CPU // 2, _ON_CPU, 2 * _ON_CPU) if n <= most]
 
 
-def fitting(need: Need, inputs: int, free: int) -> int:
+def fitting(need: StreamNeed, inputs: int, free: int) -> int:
     """Streams that keep a GPU busy, fit into its memory, and are long enough to be worth it.
 
     Args:

@@ -26,7 +26,6 @@ from onnx import helper, numpy_helper
 
 from . import _runtime
 from ._products import Stretch
-from ._reading import carried_states
 from ._shards import Shard
 from ._states import States
 from .errors import ResourceError
@@ -357,7 +356,7 @@ class _StepGraph:
     ) -> None:
         self._linear, self._step = linearization, linearization.step
         self._streams, self._delay = linearization.batch, max_delay
-        self.carried = carried_states(linearization, wanted)
+        self.carried = linearization.carried(wanted)
         self._element = helper.np_dtype_to_tensor_dtype(self._step.dtype)
         self.model = onnx.ModelProto()
         self.model.CopyFrom(linearization.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 from mnemoscope.analyzer import Corpus, Groups, analyze, open_model
@@ -25,10 +26,12 @@ class Ours(Peer):
         job: The job.
         method: Which.
         groups: How many groups the positions are dealt to, one each.
+        options: Further ones of `analyze`.
     """
 
-    def __init__(self, job: Job, method: str = "jvp", groups: int = 1) -> None:
+    def __init__(self, job: Job, method: str = "jvp", groups: int = 1, **options: Any) -> None:
         super().__init__(job)
+        self._options = options
         self._model, self._method, self._groups = open_model(job.path), method, groups
         self._enough = 1  # positions that take long enough to be timed
 
@@ -87,5 +90,7 @@ class Ours(Peer):
             provider="cpu",
             threads=self.job.threads,
             blocks=BLOCKS,
+            calibrate=False,  # which would choose for a long corpus and not for a short one
+            **self._options,
             **options,
         )

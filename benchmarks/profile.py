@@ -1,4 +1,4 @@
-"""Where the time of jvp goes: ``python -m benchmarks.profile``.
+"""Where the time of jvp goes, by the engine for one stream: ``python -m benchmarks.profile``.
 
 Every piece of the work on one position is timed on the thread that does it. What a thread does
 between pieces (waiting for another, the interpreter) is the rest. Times are of all threads together
@@ -82,7 +82,7 @@ def watched(clock: Clock) -> Iterator[None]:
 
 def profile(job: Job, positions: int) -> dict[str, float]:
     """Piece → seconds of one position, and ``wall``; by the difference of two corpora."""
-    ours, least = Ours(job), job.shape.delays + 1
+    ours, least = Ours(job, streams=1), job.shape.delays + 1
     found = []
     for length in (least, least + positions):
         clock = Clock()

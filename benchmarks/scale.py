@@ -290,7 +290,8 @@ def workers(corpus: str, model: str, positions: int | None, repeats: int) -> Non
     for _ in range(repeats):
         for name, options in cases.items():
             start = time.perf_counter()
-            trees[name] = analyze(opened, text, positions=positions, provider="cpu", **options)
+            trees[name] = analyze(opened, text, positions=positions, provider="cpu",
+                                  calibrate=False, **options)  # fmt: skip
             seconds[name].append(time.perf_counter() - start)
     first = trees["one process, 1 thread"]
     found = table("The whole analysis", "how", "median s", "least", "most", "difference")

@@ -106,12 +106,13 @@ def analysis_options(
         click.option(
             "--streams",
             type=click.IntRange(min=1),
-            help="Parts of the corpus to follow side by side.  [from model and device]",
+            help="Parts of the corpus to follow side by side.  [from model and device, or what is "
+            "faster]",
         ),
         click.option(
             "--chunk",
             type=click.IntRange(min=1),
-            help="Positions to linearise in one call.  [from the model]",
+            help="Positions to linearise in one call.  [from the model, or what is faster]",
         ),
         click.option(
             "--calibrate/--no-calibrate",

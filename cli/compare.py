@@ -271,7 +271,8 @@ def _check_options(
     sides: list[_Input], corpus: str | None, options: dict[str, Any], group: str | None
 ) -> None:
     models = [s.path for s in sides if s.model is not None]
-    given = [f"--{name}" for name, value in options.items() if value is not None]
+    given = [f"--{'no-' * (value is False)}{name}" for name, value in options.items()
+             if value is not None]  # fmt: skip
     if not models and (corpus is not None or given):
         raise click.UsageError(
             f"{', '.join(['--corpus'] * (corpus is not None) + given)}: only models are analysed, "

@@ -106,6 +106,8 @@ def words(
         given = {"-o": output, "--min-count": min_count, "--max-count": max_count,
                  "--frequencies": frequencies,
                  **{f"--{k}": v for k, v in options.items() if k != "quiet"}}  # fmt: skip
+        if options["calibrate"] is False:
+            given["--no-calibrate"] = True
         extra = [k.replace("_", "-") for k, v in given.items() if v is not None and v is not False]
         if extra:
             raise click.UsageError(

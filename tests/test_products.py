@@ -13,7 +13,6 @@ import onnx
 import pytest
 from mnemoscope.analyzer import Corpus, _gemm, _pipeline, _runtime, analyze, open_model
 from mnemoscope.analyzer._products import Products
-from mnemoscope.analyzer._reading import carried_states
 from mnemoscope.analyzer._shards import Carrier
 from mnemoscope.analyzer._states import Stepper
 from mnemoscope.analyzer.linearize import (
@@ -263,8 +262,8 @@ def test_a_subset_of_states_equals_the_full_run(model):
 
 def test_states_that_the_wanted_ones_need_are_carried(model):
     linear, _ = linearize(build_step(model("lstm")))
-    assert carried_states(linear, ["lstm0.c"]) == ["lstm0.h", "lstm0.c"]
-    assert set(carried_states(linear, ["lstm1.c"])) == {"lstm0.h", "lstm0.c", "lstm1.h", "lstm1.c"}
+    assert linear.carried(["lstm0.c"]) == ["lstm0.h", "lstm0.c"]
+    assert set(linear.carried(["lstm1.c"])) == {"lstm0.h", "lstm0.c", "lstm1.h", "lstm1.c"}
 
 
 @pytest.mark.parametrize("method", ["jvp", "fd"])

@@ -14,7 +14,7 @@ from mnemoscope.analyzer._shards import Carrier, Shard, shards
 from mnemoscope.analyzer._states import Stepper
 from mnemoscope.analyzer._stream_count import (
     _ON_CPU,
-    Need,
+    StreamNeed,
     at_small_steps,
     evened,
     fitting,
@@ -305,7 +305,7 @@ class TestPlacement:
 class TestCount:
     def need(self, opened, keys=3):
         linear, _ = linearize(build_step(opened), None)
-        return Need(linear, carried=16, wanted=16, delays=5, keys=keys, steps=100)
+        return StreamNeed(linear, carried=16, wanted=16, delays=5, keys=keys, steps=100)
 
     def test_a_gpu_takes_what_fits(self, model):
         need = self.need(model("lstm"))

@@ -6,6 +6,8 @@ the onnx-ad library; or finite differences where they are asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .. import _limits
 from ..errors import NoBlockRule, NoDerivative
 from ._by_blocks import block_linearization, relays_of
@@ -26,29 +28,40 @@ __all__ = [
     "dense_linearization",
     "difference_linearization",
     "linearize",
+    "relays_of",
     "rounds",
     "streams_apart",
 ]
 
 
-def linearize(step: Step, batch: int | None = 1) -> tuple[Linearization, str | None]:
+def linearize(
+    step: Step,
+    batch: int | None = 1,
+    wanted: Sequence[str] | None = None,
+    relays: Sequence[str] | None = None,
+) -> tuple[Linearization, str | None]:
     """The exact derivative of a step, and what stood in the way of block rules, if anything.
 
     Args:
         step: The step.
         batch: Positions that one call takes, if block rules cover the step; None chooses.
+        wanted: States that are asked for; default all.
+        relays: See `relays_of`, which finds them by default.
 
     Raises:
         NoBlockRule: Neither block rules nor onnx-ad cover an operator; the message names it and
             says that finite differences will do.
     """
     with _limits.limited("the derivative of a step", step.model.ByteSize()):
-        return _linearize(step, batch)
+        return _linearize(step, batch, wanted, relays)
 
 
-def _linearize(step: Step, batch: int | None) -> tuple[Linearization, str | None]:
+def _linearize(
+    step: Step, batch: int | None, wanted: Sequence[str] | None, relays: Sequence[str] | None
+) -> tuple[Linearization, str | None]:
     try:
-        relays = relays_of(step)
+        if relays is None:
+            relays = relays_of(step, wanted)
         linear = block_linearization(step, batch or 1, relays)
         several = together(step, linear.working) if batch is None else 1
         if several > 1:

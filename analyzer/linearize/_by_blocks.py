@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -11,30 +12,41 @@ from ..errors import NoBlockRule
 from ._blocks import Algebra, Block, Selection
 from ._graph import Builder
 from ._linearization import Jacobian, Linearization
-from ._probe import probe
-from ._relays import Relay, places_of
+from ._probe import Probe, probe
+from ._relays import Place, Relay, places_of
 from ._rules import Blocks
 from ._step import Step, lowered
 from ._walk import walk
 
 
-def relays_of(step: Step) -> tuple[str, ...]:
-    """The relays with which the products of a step are fewest, in the order of the states.
+def relays_of(step: Step, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Relays that make the products of a step fewer, in the order of the states.
 
     A layer reads the successor of the layer below. By the successor, its derivative is one dense
     block; by all that the successor is made of, it is one for each of those. Three LSTM layers
-    have 18 dense blocks, or 10 with two relays.
+    have 18 dense blocks, or 10 with two relays. One state after another is tried.
+
+    Args:
+        step: The step.
+        wanted: States that are asked for; None means all.
 
     Raises:
         NoBlockRule: As `block_linearization`.
     """
+    graph = _Lowered.of(step, 1)
+    names = [c.name for c in step.differentiable]
+
+    def cost(relays: Sequence[str]) -> tuple[int, int]:
+        linear = graph.linearized(relays)
+        return linear.dense(linear.carried(names if wanted is None else wanted))
+
     chosen: list[str] = []
-    fewest = block_linearization(step).dense()
-    for name in (c.name for c in step.differentiable):
-        number = block_linearization(step, 1, [*chosen, name]).dense()
-        if number < fewest:  # at every delay, or else for new inputs
+    least = cost(chosen)
+    for name in graph.read_on:
+        found = cost([*chosen, name])
+        if found < least:  # at every delay, or else for new inputs
             chosen.append(name)
-            fewest = number
+            least = found
     return tuple(chosen)
 
 
@@ -51,42 +63,68 @@ def block_linearization(step: Step, batch: int = 1, relays: Sequence[str] = ()) 
     Raises:
         NoBlockRule: Names every operator on the way from a source to a state that has no rule.
     """
-    model = lowered(step, batch)
-    facts = probe(model, step.example(batch))
-    sources = {
-        graph_input: (name, np.broadcast_to(np.arange(size), (batch, size)))
-        for name, (graph_input, size) in step.sources.items()
-    }
-    builder = Builder(step.dtype, f"{step.prefix}d")
-    algebra = Algebra(builder)
-    places = places_of([c for c in step.differentiable if c.name in relays], model, facts, batch)
-    stops: dict[str, Blocks] = {
-        place.tensor: {Relay(name): place.selection} for name, place in places.items()
-    }
-    walked = walk(model, facts, sources, builder, stops)
-    reached = [m for c in step.differentiable for m in walked.missing.get(c.output, ())]
-    if reached:
-        raise NoBlockRule("; ".join(dict.fromkeys(reached)))
-    jacobians, relayed = {}, {}
-    # Relays first, in the order of the graph: what one is made of is known before it is read.
-    components = {c.name: c for c in step.differentiable}
-    for name in [*places, *(n for n in components if n not in places)]:
-        if name in places:
-            found = places[name].rearranged(walked.stopped.get(places[name].tensor, {}), algebra)
-        else:
-            found = walked.blocks.get(components[name].output, {})
-        shape = (batch, components[name].size)
-        for source, (_, size) in step.sources.items():
-            jacobians[name, source] = _finish(algebra, found.get(source), size, shape)
-        for relay in places:
-            if Relay(relay) in found:
-                size = components[relay].size
-                relayed[name, relay] = _finish(algebra, found[Relay(relay)], size, shape)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    result.graph.node.extend(builder.nodes)
-    result.graph.initializer.extend(builder.initializers)
-    return Linearization(step, result, jacobians, "jvp", batch, builder.bytes, relayed)
+    return _Lowered.of(step, batch).linearized(relays)
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """A step in operators that have rules, and what is known of its tensors."""
+
+    step: Step
+    batch: int
+    model: onnx.ModelProto
+    facts: Probe
+    places: dict[str, Place]
+
+    @classmethod
+    def of(cls, step: Step, batch: int) -> _Lowered:
+        model = lowered(step, batch)
+        facts = probe(model, step.example(batch))
+        return cls(step, batch, model, facts, places_of(step.differentiable, model, facts, batch))
+
+    @property
+    def read_on(self) -> list[str]:
+        """States whose successors the step may read on."""
+        return [c.name for c in self.step.differentiable if c.name in self.places]
+
+    def linearized(self, relays: Sequence[str]) -> Linearization:
+        """Walk through the graph, stopping at relays."""
+        step, batch = self.step, self.batch
+        sources = {
+            graph_input: (name, np.broadcast_to(np.arange(size), (batch, size)))
+            for name, (graph_input, size) in step.sources.items()
+        }
+        builder = Builder(step.dtype, f"{step.prefix}d")
+        algebra = Algebra(builder)
+        places = {name: place for name, place in self.places.items() if name in relays}
+        stops: dict[str, Blocks] = {
+            place.tensor: {Relay(name): place.selection} for name, place in places.items()
+        }
+        walked = walk(self.model, self.facts, sources, builder, stops)
+        reached = [m for c in step.differentiable for m in walked.missing.get(c.output, ())]
+        if reached:
+            raise NoBlockRule("; ".join(dict.fromkeys(reached)))
+        jacobians, relayed = {}, {}
+        # Relays first, in the order of the graph: what one is made of is known before it is read.
+        components = {c.name: c for c in step.differentiable}
+        for name in [*places, *(n for n in components if n not in places)]:
+            if name in places:
+                place = places[name]
+                found = place.rearranged(walked.stopped.get(place.tensor, {}), algebra)
+            else:
+                found = walked.blocks.get(components[name].output, {})
+            shape = (batch, components[name].size)
+            for source, (_, size) in step.sources.items():
+                jacobians[name, source] = _finish(algebra, found.get(source), size, shape)
+            for relay in places:
+                if Relay(relay) in found:
+                    size = components[relay].size
+                    relayed[name, relay] = _finish(algebra, found[Relay(relay)], size, shape)
+        result = onnx.ModelProto()
+        result.CopyFrom(self.model)
+        result.graph.node.extend(builder.nodes)
+        result.graph.initializer.extend(builder.initializers)
+        return Linearization(step, result, jacobians, "jvp", batch, builder.bytes, relayed)
 
 
 def _finish(algebra: Algebra, block: Block | None, rows: int, shape: tuple[int, int]) -> Jacobian:

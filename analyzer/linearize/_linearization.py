@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,7 +63,16 @@ class Linearization:
         every = [*self.jacobians.items(), *self.relayed.items()]
         return [(state, source, j) for (state, source), j in every if j.kind != "zero"]
 
-    def dense(self, states: list[str] | None = None) -> tuple[int, int]:
+    def carried(self, wanted: Sequence[str]) -> list[str]:
+        """`wanted` and the states that they depend on through any number of steps."""
+        needed = set(wanted)
+        while True:
+            more = {x for state, x, _ in self.blocks if state in needed and x != EMBEDDING}
+            if more <= needed:
+                return [c.name for c in self.step.differentiable if c.name in needed]
+            needed |= more
+
+    def dense(self, states: Sequence[str] | None = None) -> tuple[int, int]:
         """Elements of the dense blocks: of those by states and relays, and by the embedding.
 
         Args:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from .._passes import reads
 from ._blocks import Algebra, Selection
 from ._graph import Builder
 from ._probe import Probe
@@ -64,7 +65,8 @@ def places_of(
     looked for is the tensor before either.
 
     Args:
-        components: The states; those whose successor is not one whole tensor are left out.
+        components: The states; those are left out whose successor is not one whole tensor, or
+            is one that nothing else reads.
         model: A graph of operators with rules.
         facts: Its shapes and constants.
         batch: Positions of one call.
@@ -84,6 +86,10 @@ def places_of(
                 continue
             seen.add(id(node))
             todo += node.input if node.op_type == "Concat" else node.input[:1]
+        moved = {n for node in model.graph.node if id(node) in seen for n in node.output}
+        others = [node for node in model.graph.node if id(node) not in seen]
+        if not any(reads(node) & {*moved, *ends} for node in others):
+            continue
         path = onnx.ModelProto()
         path.opset_import.extend(model.opset_import)
         path.graph.node.extend(n for n in model.graph.node if id(n) in seen)
@@ -108,8 +114,6 @@ def _place(
     block = walk(path, facts, {name: ("place", ids)}, builder).blocks.get(component.output, {}).get(
         "place"
     )  # fmt: skip
-    if name == component.output:
-        return Place(name, shape, ids.reshape(batch, -1))
     if not isinstance(block, Selection) or block.scale is not None:
         return None
     whole = np.array_equal(np.sort(block.index, None), np.arange(ids.size))
