@@ -140,8 +140,9 @@ def analyze_words(
             layout, groups = _plan(places, members, len(corpus), run.delays, rng)
             if i < first:
                 continue
-            key = {**run.key(layout, groups), "seed": seed, "types": named, "pass": i}
+            key = None
             if kept:
+                key = {**run.key(layout, groups), "seed": seed, "types": named, "pass": i}
                 if begun and i == first:
                     begun = kept.values(key)
                     for name, array in measured.items():

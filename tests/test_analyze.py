@@ -277,16 +277,18 @@ class TestMemory:
     @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
     # A model and a corpus whose run takes enough to be told from the libraries.
     @pytest.mark.parametrize(
-        ("v", "e", "h", "delays", "options"),
+        ("v", "e", "h", "layers", "delays", "options"),
         [
-            (500, 48, 192, 50, "{}"),  # products and sums
-            (25_000, 200, 32, 3, "{}"),  # the vocabulary
-            (100, 32, 384, 3, "{'method': 'fd'}"),  # copies of the step
-            (100, 64, 512, 0, "{}"),  # derivatives
-            (100, 48, 192, 15, "{'streams': 4}"),  # products and sums side by side
+            (500, 48, 192, 1, 50, "{}"),  # products and sums
+            (25_000, 200, 32, 1, 3, "{}"),  # the vocabulary
+            (100, 32, 384, 1, 3, "{'method': 'fd'}"),  # copies of the step
+            (100, 64, 512, 1, 0, "{}"),  # derivatives
+            (100, 48, 192, 1, 15, "{'streams': 4}"),  # products and sums side by side
+            (100, 48, 96, 3, 30, "{}"),  # through relays
+            (100, 32, 96, 3, 12, "{'streams': 4}"),
         ],
     )
-    def test_a_run_stays_below_its_estimate(self, tmp_path, v, e, h, delays, options):
+    def test_a_run_stays_below_its_estimate(self, tmp_path, v, e, h, layers, delays, options):
         code = f"""
 import re
 import numpy as np, models
@@ -295,17 +297,18 @@ from mnemoscope.analyzer import Corpus, analyze, open_model
 def peak():
     # Not ru_maxrss, which a child inherits from the process that started it.
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-def run(v, e, h, delays, length, **options):
+def run(v, e, h, layers, delays, length, **options):
     models.E, models.H = e, h
-    path = models.save(models.fused(layers=1, vocabulary=v), Path({str(tmp_path)!r}) / "m.onnx")
+    proto = models.fused(layers=layers, vocabulary=v)
+    path = models.save(proto, Path({str(tmp_path)!r}) / "m.onnx")
     ids = np.random.default_rng(0).integers(0, v, length)
     said = []
     opened = open_model(path)
     analyze(opened, Corpus(ids, "", "", 1, 0), delays=delays, report=said.append, **options)
     return next(line for line in said if line.startswith("Memory"))
-run(12, 3, 4, 3, 30)  # the libraries, once
+run(12, 3, 4, layers=1, delays=3, length=30)  # the libraries, once
 before = peak()
-print(run({v}, {e}, {h}, {delays}, 90, **{options}), (peak() - before) / 2**20)
+print(run({v}, {e}, {h}, {layers}, {delays}, 90, **{options}), (peak() - before) / 2**20)
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                               cwd=models.__file__.rpartition("/")[0], check=True)  # fmt: skip
