@@ -80,9 +80,9 @@ def watched(clock: Clock) -> Iterator[None]:
         yield
 
 
-def profile(job: Job, positions: int) -> dict[str, float]:
+def profile(job: Job, positions: int, chunk: int | None = None) -> dict[str, float]:
     """Piece → seconds of one position, and ``wall``; by the difference of two corpora."""
-    ours, least = Ours(job, streams=1), job.shape.delays + 1
+    ours, least = Ours(job, streams=1, chunk=chunk), job.shape.delays + 1
     found = []
     for length in (least, least + positions):
         clock = Clock()
@@ -97,6 +97,7 @@ def main() -> int:
     made = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__)
     made.add_argument("--shape", choices=list(SHAPES), default="lstm")
     made.add_argument("--positions", type=int)
+    made.add_argument("--chunk", type=int, help="positions a call, as `analyze` takes it")
     made.add_argument("--threads", type=int, help="default one for each processor")
     made.add_argument("--json", type=Path, help="also write the numbers there")
     options = made.parse_args()
@@ -106,8 +107,8 @@ def main() -> int:
     shape = SHAPES[options.shape].resized(options.positions, None)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(shape, Path(folder) / "m.onnx", threads)
-        profile(job, shape.positions)  # warms up
-        found = profile(job, shape.positions)
+        profile(job, shape.positions, options.chunk)  # warms up
+        found = profile(job, shape.positions, options.chunk)
         needed = products.Needed(job)
         alone = products.seconds(products.through_blas(needed))
     wall = found.pop("wall")
