@@ -114,7 +114,7 @@ def said(error: Exception) -> str:
     text = (str(error).strip().splitlines() or ["it says no more"])[0]
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"/\S+:\d+ \S.*?\) ", "", text)
-    text = re.sub(r"\S*\.cc:\d+ \w* ?", "", text)
+    text = re.sub(r"\S*\.cc:\d+:? \w*:? ?(Assertion `[^`]*` failed: )?", "", text)
     text = re.sub(r"(const )?\[with .*?\] (?=\w)", "", text)  # of a template's signature
     text = text.replace("std::bad_alloc", "there is not enough memory")
     return re.sub(r"\[?\b\w+(?:Error|Exception)\b\]?:? *", "", text)[:500]

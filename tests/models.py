@@ -258,11 +258,14 @@ MODELS = {
     "gru": lambda **o: fused("GRU", **o),
     "rnn": lambda **o: fused("RNN", layers=3, **o),
     "flat": flat,
-    "stack": stack,
     "counter": counter,
     "slots": slots,
     "masked": masked,
 }
+
+
+# The cases of tests/fuzz are numbered by `MODELS`.
+ALL = {**MODELS, "stack": stack}
 
 
 def save(model: onnx.ModelProto, path: Path) -> Path:

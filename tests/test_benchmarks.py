@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,17 +198,34 @@ def test_growth_times_every_value(tmp_path):
     assert {value: len(t) for value, t in found.items()} == {1: 2, 2: 2}
 
 
-def test_pieces_of_a_position_make_up_the_whole(tmp_path):
+def test_pieces_are_timed_and_none_twice(tmp_path):
     from benchmarks import profile
+    from benchmarks.ours import Ours
     from benchmarks.shapes import SHAPES, Job
 
     shape = SHAPES["tiny"].resized(128, 10)
-    found = profile.profile(Job(shape, tmp_path / "m.onnx", 1), 512)
-    wall = found.pop("wall")
-    assert set(found) == set(profile.PIECES)
-    assert all(seconds > 0 for seconds in found.values())
-    # One thread: pieces follow one another, and nothing is counted twice.
-    assert 0.3 * wall < sum(found.values()) < 1.2 * wall
+    ours, clock = Ours(Job(shape, tmp_path / "m.onnx", 1), streams=1), profile.Clock()
+    began = time.perf_counter()
+    with profile.watched(clock):
+        ours.until_summed(512)
+    wall = time.perf_counter() - began
+    assert all(seconds > 0 for seconds in clock.seconds.values())
+    # One thread: pieces follow one another.
+    assert sum(clock.seconds.values()) < wall
+
+
+def test_a_piece_within_a_piece_counts_for_itself():
+    from benchmarks import profile
+
+    clock = profile.Clock()
+    inner = clock.timed(lambda: time.sleep(0.02), lambda: profile.SUMMING)
+    outer = clock.timed(lambda: [inner(), inner(), time.sleep(0.01)], lambda: profile.READING)
+    began = time.perf_counter()
+    outer()
+    wall = time.perf_counter() - began
+    assert clock.seconds[profile.SUMMING] >= 0.04
+    assert clock.seconds[profile.READING] >= 0.01
+    assert sum(clock.seconds.values()) <= wall
 
 
 def test_streams_are_timed_for_every_size(tmp_path, monkeypatch, capsys):

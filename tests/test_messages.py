@@ -13,6 +13,8 @@ from mnemoscope.analyzer._runtime import said
          "dimensions", "Node () Op (Add) Incompatible dimensions"),
         ("Exception during initialization: std::bad_alloc",
          "Exception during initialization: there is not enough memory"),
+        ("/project/onnx/convert.cc:147: convert_version: Assertion `a.b() == c->d()` failed: "
+         "the version lies", "the version lies"),
         ("FAIL : tensorprotoutils.cc:2680 Dense Sparse tensor: too large",
          "FAIL : Sparse tensor: too large"),
         ("Status Message: const [with K = onnxruntime::K; V = absl::V<const T*, 5, std::a<T*> >] "

@@ -35,10 +35,10 @@ def stream(length, seed=0, vocabulary=models.V):
 
 @pytest.fixture
 def model(tmp_path):
-    """Open a model of `models.MODELS`, or one given."""
+    """Open a model of `models.ALL`, or one given."""
 
     def make(name, **options):
-        proto = models.MODELS[name](**options) if isinstance(name, str) else name
+        proto = models.ALL[name](**options) if isinstance(name, str) else name
         return open_model(models.save(proto, tmp_path / "m.onnx"))
 
     return make
@@ -112,11 +112,11 @@ def differences(proto, ids, delays, h=1e-6):
     }
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", models.ALL)
 def test_against_differences_of_the_whole_model(model, name):
-    proto = models.MODELS[name](dtype="float64")
+    proto = models.ALL[name](dtype="float64")
     ids = np.random.default_rng(2).permutation(models.V)[:7]
-    wanted = differences(models.MODELS[name](dtype="float64"), ids, DELAYS)
+    wanted = differences(models.ALL[name](dtype="float64"), ids, DELAYS)
     tree = analyze(model(proto), Corpus(ids, "", "", 1, 0), delays=DELAYS, precision="float64",
                    blocks=2)  # fmt: skip
     found = gradients(tree)
@@ -267,7 +267,7 @@ def test_states_that_the_wanted_ones_need_are_carried(model):
 
 
 @pytest.mark.parametrize("method", ["jvp", "fd"])
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", models.ALL)
 def test_positions_linearised_together_are_as_one_by_one(model, name, method):
     step = build_step(model(name))
     rng = np.random.default_rng(0)

@@ -61,9 +61,9 @@ def whole(linear, feeds):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", models.ALL)
 def test_the_chain_rule_holds_for_any_relays(step_of, name, batch):
-    step = step_of(models.MODELS[name]())
+    step = step_of(models.ALL[name]())
     feeds = feeds_of(step, batch)
     plain = block_linearization(step, batch)
     assert not plain.relayed

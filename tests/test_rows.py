@@ -18,7 +18,7 @@ DELAYS, LENGTH = 4, 90
 @pytest.fixture
 def opened(tmp_path):
     def make(name):
-        return open_model(models.save(models.MODELS[name](), tmp_path / "m.onnx"))
+        return open_model(models.save(models.ALL[name](), tmp_path / "m.onnx"))
 
     return make
 
@@ -54,7 +54,7 @@ def agree(columns, rows, bar):
             np.testing.assert_allclose(there, wanted, rtol=0, atol=bar * scale)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", models.ALL)
 @pytest.mark.parametrize("positions", [None, 40])
 def test_every_model(opened, name, positions):
     layout = plan(LENGTH, DELAYS, blocks=3, positions=positions)

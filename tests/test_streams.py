@@ -33,10 +33,10 @@ PROVIDERS = [_runtime.CPU, pytest.param(_runtime.CUDA, marks=CUDA)]
 
 @pytest.fixture
 def model(tmp_path):
-    """Open a model of `models.MODELS`, or one given."""
+    """Open a model of `models.ALL`, or one given."""
 
     def make(name):
-        proto = models.MODELS[name]() if isinstance(name, str) else name
+        proto = models.ALL[name]() if isinstance(name, str) else name
         return open_model(models.save(proto, tmp_path / "m.onnx"))
 
     return make
@@ -112,7 +112,7 @@ def same(found, wanted, bar):
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", models.ALL)
 def test_sums_are_those_of_one_stream(model, name, provider):
     # Shards of 12 and 13 inputs; the last has no room to fade, and its round is not full.
     case = Case(model(name))
@@ -149,7 +149,7 @@ def test_single_precision_moves_to_the_totals_in_time(model, monkeypatch, provid
     assert max(moved) <= 5 * 3
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", models.ALL)
 def test_the_whole_job(model, name):
     opened = model(name)
     options = {"delays": DELAYS, "blocks": 3, "threads": 1}
@@ -394,7 +394,7 @@ def test_what_tf32_moves_is_measured(model, monkeypatch):
 
 
 @CUDA
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", models.ALL)
 def test_on_a_gpu(model, name):
     """Nothing is verified by hand here: a node off the GPU ends the run."""
     options = {"delays": DELAYS, "blocks": 3}
