@@ -26,6 +26,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ._files import printable, replacing, temporary_of
+from ._limits import announce
 from ._memory import shown
 from .errors import CheckpointError
 
@@ -103,6 +104,8 @@ class Checkpoint:
         try:
             self.path.parent.stat()  # or the lock would make the folder
             self._lock.acquire(timeout=_PATIENCE)
+            # Who ends this process from outside removes the file.
+            announce(unfinished=os.path.abspath(self._lock.lock_file))
         except Timeout as error:
             raise CheckpointError(
                 f"Another run writes to the same output: it holds {self._name}.lock. Wait until "
@@ -135,6 +138,7 @@ class Checkpoint:
         # While the lock is held: who waits for it sees that this file has no name any more.
         with suppress(OSError):
             os.unlink(self._lock.lock_file)
+        announce(finished=os.path.abspath(self._lock.lock_file))
         self._lock.release()
 
     def exists(self) -> bool:
