@@ -1008,7 +1008,8 @@ def page(folder: Path, study: dict[str, Any], results: Results, images: str) -> 
         "H. Van hamme, P. Wambacq, *State gradients for analyzing memory in LSTM language "
         "models*, 2020.",
         "",
-        f"**{counts['holds']} claims hold, {counts['does not']} do not, {counts['cannot tell']} "
+        f"**{counts['holds']} claims hold, {counts['does not']} "
+        f"do{'es' * (counts['does not'] == 1)} not, {counts['cannot tell']} "
         f"cannot be told, {counts['not run']} were not run.** The models here are smaller or "
         "trained for less long than the paper's, on other text: a claim that does not hold here "
         "need not be wrong there.",
