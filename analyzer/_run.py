@@ -31,6 +31,8 @@ from .sums import STAGED, Plan, Sums
 Method = Literal["jvp", "fd"]
 Precision = Literal["float32", "float64"]
 
+_MOST_THREADS = 1024  # more than any machine has a use for; a system refuses to start many more
+
 
 class Run:
     """A model made ready to be followed over a corpus, any number of times.
@@ -350,6 +352,11 @@ def _check_numbers(corpus: Corpus, delays: int, **numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise MnemoscopeError(f"The number of {names[name]} must be 1 or more, not {number}.")
+    threads = numbers.get("threads")
+    if threads is not None and threads > _MOST_THREADS:
+        raise MnemoscopeError(
+            f"The number of threads must be {_MOST_THREADS:,} or less, not {threads}."
+        )
 
 
 def _check_vocabulary(model: MemoryModel, corpus: Corpus) -> None:

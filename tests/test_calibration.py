@@ -13,7 +13,7 @@ from mnemoscope.analyzer import Corpus, _calibration, _engines, analyze, open_mo
 from mnemoscope.analyzer._calibration import FOLDER, Calibration, Candidates, Choice, worth_it
 from mnemoscope.analyzer._engines import Engines
 from mnemoscope.analyzer._run import Run
-from mnemoscope.analyzer.errors import ResourceError
+from mnemoscope.analyzer.errors import MnemoscopeError, ResourceError
 from mnemoscope.analyzer.groups import Groups
 from mnemoscope.analyzer.sums import plan
 
@@ -316,3 +316,8 @@ def test_a_chunk_that_memory_does_not_hold(model, monkeypatch):
     monkeypatch.setattr(_engines._memory, "available", lambda: 1000)
     with pytest.raises(ResourceError, match="--chunk"):
         run.engines.choice(plan(LENGTH, DELAYS, blocks=2), Groups.everything(LENGTH))
+
+
+def test_more_threads_than_a_system_starts(model):
+    with pytest.raises(MnemoscopeError, match="1,024 or less"):
+        Run(model, corpus(60), delays=DELAYS, threads=10**22)
