@@ -201,6 +201,8 @@ def _read(path: Path) -> dict[str, Any]:
     Raises:
         OSError: It is there and cannot be read.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise OSError("it is no ordinary file")
     try:
         with path.open("rb") as file:
             data = file.read(_MOST + 1)

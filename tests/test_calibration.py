@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import models
@@ -321,3 +322,11 @@ def test_a_chunk_that_memory_does_not_hold(model, monkeypatch):
 def test_more_threads_than_a_system_starts(model):
     with pytest.raises(MnemoscopeError, match="1,024 or less"):
         Run(model, corpus(60), delays=DELAYS, threads=10**22)
+
+
+def test_a_pipe_is_not_waited_for(folder):
+    folder.mkdir()
+    os.mkfifo(folder / "calibration.json")
+    search = Search(lambda c: c.threads)
+    assert search.best() is None
+    assert "no ordinary file" in search.said[-1]
