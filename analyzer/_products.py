@@ -244,7 +244,7 @@ class _Part:
         """Multiply the columns of the source, and write or add them to those of the states."""
         tangents, out = old[:, term.source], new[:, term.states]
         if term.kind == "dense":
-            self._gemm(tangents, batch.at(term.key, i), out, add)
+            self._gemm(tangents, batch.at(term.key, i), out, add, transposed=True)
         elif term.kind == "identity":
             np.add(out, tangents, out=out) if add else np.copyto(out, tangents)
         else:

@@ -6,7 +6,7 @@ it gives is put side by side, so that one operation serves several blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,8 +23,9 @@ class Batch:
     Attributes:
         first: Number of its first position among the tokens that are read.
         count: How many there are.
-        values: Key of a `Term` → ``[position, n]`` (diagonal) or ``[position, source, n]``
-            (dense), with 1 for ``position`` where all have the same.
+        values: Key of a `Term` → ``[position, n]`` (diagonal), ``[position, state, source]``
+            (dense) or ``[position, embedding, state]`` (dense, by the embedding), with 1 for
+            ``position`` where all have the same.
     """
 
     first: int
@@ -32,7 +33,7 @@ class Batch:
     values: dict[str, np.ndarray]
 
     def at(self, key: str, position: int) -> np.ndarray:
-        """The value of one position."""
+        """The value of one position, without its axis."""
         value = self.values[key]
         return value[position if len(value) > 1 else 0]
 
@@ -53,6 +54,8 @@ class Reader:
         cheap = linearization.method == "jvp"
         self._session = _runtime.session(model, threads=1 if cheap else threads, spinning=False)
         self._reads = {i.name for i in self._session.get_inputs()}
+        shapes = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
+        self._rooms = layout.rooms(shapes)
         self.kept: States | None = None
 
     def read(
@@ -105,15 +108,16 @@ class Reader:
         feeds[step.embedding] = self._table[filled]
         if step.tokens:
             feeds[step.tokens] = filled[:, None].astype(step.tokens_dtype)
-        values = self._run(feeds, f"near position {near}")
-        return Batch(first, len(ids), self._layout.arrange(values))
-
-    def _run(self, feeds: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
         if not self._names:
-            return {}
+            return Batch(first, len(ids), {})
         kept = {n: v for n, v in feeds.items() if n in self._reads}
-        values = _runtime.run(self._session, self._names, kept, where)
-        return dict(zip(self._names, values, strict=True))
+        rooms, into = {}, {}
+        for key, (names, shape) in self._rooms.items():
+            rooms[key] = np.empty(shape, step.dtype)
+            into.update(zip(names, np.split(rooms[key], len(names)), strict=True))
+        given = _runtime.run(self._session, self._names, kept, f"near position {near}", into)
+        values = dict(zip(self._names, given, strict=True))
+        return Batch(first, len(ids), self._layout.arrange(values, rooms))
 
 
 @dataclass(frozen=True)
@@ -193,21 +197,41 @@ class Layout:
     def _all(self) -> list[Term]:
         return [*self.terms, *self.new, *self.relayed]
 
-    def arrange(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What ONNX Runtime gave, as `Batch` holds it."""
+    def rooms(
+        self, shapes: Mapping[str, tuple]
+    ) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+        """Keys of terms whose blocks can be written side by side: tensors, shape of the whole."""
+        found = {}
+        for term in [*self.terms, *self.relayed]:
+            given = {shapes[name] for name in term.tensors}
+            if term.kind == "dense" and len(term.tensors) > 1 and len(given) == 1:
+                (shape,) = given
+                if all(isinstance(n, int) for n in shape):
+                    found[term.key] = term.tensors, (len(term.tensors) * shape[0], *shape[1:])
+        return found
+
+    def arrange(
+        self, values: dict[str, np.ndarray], rooms: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """What ONNX Runtime gave, as `Batch` holds it; `rooms` by key, where they were filled."""
         arranged = {}
         for term in self._all:
             parts = [values[name] for name in term.tensors]
             if term.kind == "diagonal":
                 arranged[term.key] = parts[0] if len(parts) == 1 else _side_by_side(parts)
-            elif term.kind == "dense":  # [source, position, state] → [position, source, states]
-                shape = (max(p.shape[1] for p in parts), len(parts[0]),
-                         sum(p.shape[2] for p in parts))  # fmt: skip
-                out, low = np.empty(shape, parts[0].dtype), 0
-                for p in parts:
-                    out[:, :, low : low + p.shape[2]] = np.moveaxis(p, 1, 0)
-                    low += p.shape[2]
-                arranged[term.key] = out
+            elif term.kind == "dense":
+                if term.key in rooms:
+                    arranged[term.key] = np.moveaxis(rooms[term.key], 1, 0)
+                    continue
+                positions = max(p.shape[1] for p in parts)
+                parts = [np.broadcast_to(p, (len(p), positions, p.shape[2])) for p in parts]
+                if term.source is not None:
+                    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+                    arranged[term.key] = np.moveaxis(joined, 1, 0)  # a view
+                else:  # as it is inserted: row by row
+                    turned = [p.transpose(1, 2, 0) for p in parts]
+                    shape = (*turned[0].shape[:2], sum(len(p) for p in parts))
+                    arranged[term.key] = np.concatenate(turned, 2, out=np.empty(shape, parts[0].dtype))
         return arranged
 
 

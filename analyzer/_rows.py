@@ -171,7 +171,8 @@ class _Part:
         """Add ``R[states] · J[states, source]`` to the columns of the source."""
         given = rows[:, term.states]
         if term.kind == "dense":
-            self._gemm(given, batch.at(term.key, i), out, add, transposed=True)
+            turned = term.source is None  # as it lies in a batch
+            self._gemm(given, batch.at(term.key, i), out, add, transposed=turned)
             return
         number = given.shape[1] // out.shape[1]
         factors = batch.at(term.key, i) if term.tensors else np.ones(given.shape[1], given.dtype)

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -125,10 +125,25 @@ def run(
     outputs: list[str] | None,
     feeds: dict[str, np.ndarray],
     where: str = "",
+    into: Mapping[str, np.ndarray] | None = None,
 ) -> list[np.ndarray]:
-    """Run a session; what the graph refuses becomes a `ModelError` that says `where`."""
+    """Run a session; what the graph refuses becomes a `ModelError` that says `where`.
+
+    Outputs that `into` names are written to the contiguous arrays that it gives.
+    """
     try:
-        return made.run(outputs, feeds)
+        if not into:
+            return made.run(outputs, feeds)
+        binding = made.io_binding()
+        for name, value in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        for name in outputs or [o.name for o in made.get_outputs()]:
+            if (room := into.get(name)) is None:
+                binding.bind_output(name)
+            else:
+                binding.bind_output(name, "cpu", 0, room.dtype.type, room.shape, room.ctypes.data)
+        made.run_with_iobinding(binding)
+        return [value.numpy() for value in binding.get_outputs()]
     except Exception as error:
         raise failed(error, where) from error
 

@@ -448,7 +448,7 @@ class _StepGraph:
 
     def _matrix(self, tensor: str, flag: str | None) -> str:
         """A dense block as ``[stream, source, state]``, zero where the flag is."""
-        turned = self._emit("Transpose", tensor, perm=[1, 0, 2])
+        turned = self._emit("Transpose", tensor, perm=[1, 2, 0])
         return self._emit("Mul", turned, flag) if flag else turned
 
     def _size(self, state: str) -> int:

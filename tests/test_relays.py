@@ -46,7 +46,8 @@ def whole(linear, feeds):
             return np.broadcast_to(value, (batch, value.shape[1]))[:, :, None] * np.eye(
                 sizes[source]
             )
-        return np.broadcast_to(np.moveaxis(value, 1, 0), (batch, value.shape[0], value.shape[2]))
+        value = value.transpose(1, 2, 0)
+        return np.broadcast_to(value, (batch, *value.shape[1:]))
 
     total = np.zeros((batch, low, low - sizes[EMBEDDING]))
     for (state, source), j in linear.jacobians.items():

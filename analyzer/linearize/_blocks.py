@@ -8,9 +8,10 @@ one source x (``[batch, n]``) is one of
   and every slice, concatenation, permutation or stack of them are selections;
 - `Dense`: ``[n, *S]``, the change of v when element n of x moves in every stream at once. Streams
   do not influence each other, so this holds the Jacobian of each. Axes of length 1 stand for
-  axes along which the derivative does not vary: a weight matrix is stored once for all streams.
+  axes along which the derivative does not vary: a weight matrix is stored once for all streams;
+- a `Sum` of such as are the same for all streams but for a factor: what gates make of weights.
 
-Both carry a factor of v's shape that is multiplied in as late as possible: an elementwise
+All carry factors of v's shape that are multiplied in as late as possible: an elementwise
 function then costs one product of v's size, not one of n times that.
 """
 
@@ -18,7 +19,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -57,8 +60,30 @@ class Dense:
         """n, the length of x."""
         return self.tensor.shape[0]
 
+    @property
+    def shared(self) -> bool:
+        """Whether the tensor varies along the last axis of v alone: one matrix for all streams."""
+        return self.tensor.rank > 1 and math.prod(self.tensor.shape[1:-1]) == 1
 
-Block = Selection | Dense
+
+@dataclass(frozen=True)
+class Sum:
+    """``dv = Σ_k scale_k · tensor_k[n]`` for a unit step of element n.
+
+    Attributes:
+        parts: At least two, each shared by all streams.
+    """
+
+    parts: tuple[Dense, ...]
+
+    @property
+    def size(self) -> int:
+        """n, the length of x."""
+        return self.parts[0].size
+
+
+Block = Selection | Dense | Sum
+_Simple = TypeVar("_Simple", Selection, Dense)
 
 
 class Algebra:
@@ -69,28 +94,78 @@ class Algebra:
 
     def scale(self, block: Block, factor: Tensor) -> Block:
         """d(k·v) = k·dv for a factor of v's rank that does not enlarge v."""
+        if isinstance(block, Sum):
+            return Sum(tuple(self._scale(part, factor) for part in block.parts))
+        return self._scale(block, factor)
+
+    def _scale(self, block: _Simple, factor: Tensor) -> _Simple:
         if block.scale is not None:
             factor = self.builder.mul(block.scale, factor)
         return replace(block, scale=factor)
 
     def broadcast(self, block: Block, shape: tuple[int, ...]) -> Block:
         """The block of v repeated to a larger shape by the rules of broadcasting."""
+        if isinstance(block, Sum):
+            return self._sum([self.broadcast(part, shape) for part in block.parts])
         scale = block.scale and self.builder.lift(block.scale, len(shape))
         if isinstance(block, Selection):
             return replace(block, index=np.broadcast_to(block.index, shape), scale=scale)
         return Dense(self.builder.lift(block.tensor, len(shape), lead=1), scale)
 
     def dense(self, block: Block) -> Tensor:
-        """The block as a tensor ``[n, *S]``, its factor multiplied in."""
-        if isinstance(block, Selection):
-            index = _compress(block.index)
-            one_hot = index[None] == np.arange(block.size).reshape(-1, *(1,) * index.ndim)
-            tensor = self.builder.constant(one_hot)
-        else:
-            tensor = block.tensor
-        if block.scale is not None:
-            tensor = self.builder.mul(tensor, self.builder.lift(block.scale, block.scale.rank + 1))
-        return tensor
+        """The block as a tensor ``[n, *S]``, its factors multiplied in."""
+        if isinstance(block, Sum):
+            by_unit, lead = self._contracted(block.parts)
+            flat = self.builder.turned(by_unit)
+            return self.builder.reshape(flat, (block.size, *lead, by_unit.shape[0]))
+        block = self._dense(block)
+        if block.scale is None:
+            return block.tensor
+        lifted = self.builder.lift(block.scale, block.scale.rank + 1)
+        return self.builder.mul(block.tensor, lifted)
+
+    def _dense(self, block: _Simple) -> Dense:
+        """A selection as a matrix of ones and zeros, with its factor."""
+        if isinstance(block, Dense):
+            return block
+        index = _compress(block.index)
+        one_hot = index[None] == np.arange(block.size).reshape(-1, *(1,) * index.ndim)
+        return Dense(self.builder.constant(one_hot), block.scale)
+
+    def by_unit(self, block: Block, shape: tuple[int, int]) -> Tensor:
+        """The block of a v of `shape` ``[stream, unit]``, as ``[unit, stream, n]``.
+
+        The axis of the streams is of length 1 where all have the same.
+        """
+        if not isinstance(block, Sum):
+            block = self._dense(block)
+            if block.scale is None or not block.shared:
+                return self.builder.turned(self.full(block, shape, [1]))
+        parts = block.parts if isinstance(block, Sum) else (block,)
+        tensor, _ = self._contracted(parts)
+        return self.builder.expand(tensor, (shape[1], *tensor.shape[1:]))
+
+    def _contracted(self, parts: tuple[Dense, ...]) -> tuple[Tensor, tuple[int, ...]]:
+        """``Σ_k scale_k · tensor_k`` as ``[unit, lead, n]``, with the shape of the leading axes.
+
+        For each unit a product of matrices, of factors ``[lead, k]`` by weights ``[k, n]``: the
+        result is written once, where sums of scaled matrices would go through memory for each.
+        """
+        b, size = self.builder, parts[0].size
+        rank = parts[0].tensor.rank - 1
+        shape = np.broadcast_shapes(
+            *(p.tensor.shape[1:] for p in parts), *(p.scale.shape for p in parts if p.scale)
+        )
+        lead, units, count = shape[:-1], shape[-1], math.prod(shape[:-1])
+        one = b.constant(np.ones((1,) * rank))
+        factors = [b.reshape(b.expand(p.scale or one, shape), (1, count, units)) for p in parts]
+        weights = [
+            b.reshape(b.transpose(b.expand(b.reshape(p.tensor, (size, p.tensor.shape[-1])),
+                                           (size, units)), (1, 0)), (units, 1, size))
+            for p in parts
+        ]  # fmt: skip
+        turned = b.transpose(b.concat(factors, 0), (2, 1, 0))
+        return b.matmul(turned, b.concat(weights, 1)), lead
 
     def full(self, block: Block, shape: tuple[int, ...], axes: list[int]) -> Tensor:
         """As `dense`, repeated along those `axes` of v that a contraction will run over."""
@@ -109,10 +184,33 @@ class Algebra:
         ):
             one = self.builder.constant(np.ones((1,) * a.index.ndim))
             return replace(a, scale=self.builder.add(a.scale or one, b.scale or one))
-        return Dense(self.builder.add(self.dense(a), self.dense(b)))
+        return self._sum([*self._parts(a), *self._parts(b)])
+
+    def _parts(self, block: Block) -> tuple[Dense, ...]:
+        return block.parts if isinstance(block, Sum) else (self._dense(block),)
+
+    def _sum(self, parts: Sequence[Block]) -> Block:
+        """A sum of dense blocks, added up only where they differ from stream to stream."""
+        found: dict[Tensor, Dense] = {}
+        for part in parts:
+            assert isinstance(part, Dense)
+            if not part.shared:
+                total = self.dense(parts[0])
+                for other in parts[1:]:
+                    total = self.builder.add(total, self.dense(other))
+                return Dense(total)
+            if part.tensor in found:  # the same matrix twice: its factors add up
+                one = self.builder.constant(np.ones((1,) * (part.tensor.rank - 1)))
+                a, b = (p.scale or one for p in (found[part.tensor], part))
+                part = replace(part, scale=self.builder.add(a, b))
+            found[part.tensor] = part
+        one_only = len(found) == 1
+        return next(iter(found.values())) if one_only else Sum(tuple(found.values()))
 
     def rearrange(self, block: Block, shape: tuple[int, ...], ids: np.ndarray) -> Block:
         """The block of w, whose elements are those of v (of `shape`) at flat positions `ids`."""
+        if isinstance(block, Sum):
+            return self._sum([self.rearrange(part, shape, ids) for part in block.parts])
         if isinstance(block, Selection):
             index = block.index.reshape(-1)[ids]
             scale = block.scale and self._take(block.scale, 0, shape, ids)

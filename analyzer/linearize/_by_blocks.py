@@ -141,4 +141,4 @@ def _finish(algebra: Algebra, block: Block | None, rows: int, shape: tuple[int, 
             if not own.all():
                 scale = builder.mul(scale, builder.constant(own))
             return Jacobian("diagonal", builder.expand(scale, (scale.shape[0], rows)).name)
-    return Jacobian("dense", algebra.full(block, shape, [1]).name)
+    return Jacobian("dense", algebra.by_unit(block, shape).name)

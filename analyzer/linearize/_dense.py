@@ -55,15 +55,12 @@ def dense_linearization(step: Step) -> Linearization:
     for component, tangent in zip(step.differentiable, tangents, strict=True):
         start = 0
         stem = f"{step.prefix}dense/{component.name}"
-        shape = _constant(result, f"{stem}/shape", [1, component.size, total])
-        nodes = [
-            helper.make_node("Reshape", [tangent, shape], [f"{stem}/matrix"]),
-            helper.make_node("Transpose", [f"{stem}/matrix"], [f"{stem}/rows"], perm=[2, 0, 1]),
-        ]
+        shape = _constant(result, f"{stem}/shape", [component.size, 1, total])
+        nodes = [helper.make_node("Reshape", [tangent, shape], [f"{stem}/rows"])]
         for source, (_, size) in step.sources.items():
             name = f"{stem}/{source}"
             ends = [_constant(result, f"{name}/{i}", [v]) for i, v in
-                    enumerate((start, start + size, 0))]  # fmt: skip
+                    enumerate((start, start + size, 2))]  # fmt: skip
             nodes.append(helper.make_node("Slice", [f"{stem}/rows", *ends], [name]))
             jacobians[component.name, source] = Jacobian("dense", name)
             start += size

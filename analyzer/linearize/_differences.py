@@ -105,7 +105,7 @@ def difference_linearization(
         ]
         kind = helper.np_dtype_to_tensor_dtype(dtype)
         model.graph.input.append(helper.make_tensor_value_info(name, kind, [batch, size]))
-    zero, one = (constant(f"{inner}at/{i}", np.array([i], np.int64)) for i in (0, 1))
+    zero, one, two = (constant(f"{inner}at/{i}", np.array([i], np.int64)) for i in range(3))
     up = constant(f"{inner}at/up", np.array([1 + total], np.int64))
     end = constant(f"{inner}at/end", np.array([rows], np.int64))
     scale = constant(f"{inner}at/half", half)
@@ -118,18 +118,26 @@ def difference_linearization(
             continue
         stem = f"{inner}slopes/{c.name}"
         shape = constant(f"{stem}/shape", np.array([rows, batch, c.size], np.int64))
+        wide = constant(f"{stem}/wide/shape", np.array([total, batch * c.size], np.int64))
+        apart = constant(f"{stem}/apart/shape", np.array([batch, c.size, total], np.int64))
         after += [
             helper.make_node("Reshape", [inner + c.output, shape], [f"{stem}/all"]),
             helper.make_node("Slice", [f"{stem}/all", one, up, zero], [f"{stem}/up"]),
             helper.make_node("Slice", [f"{stem}/all", up, end, zero], [f"{stem}/down"]),
             helper.make_node("Sub", [f"{stem}/up", f"{stem}/down"], [f"{stem}/change"]),
             helper.make_node("Mul", [f"{stem}/change", scale], [f"{stem}/slope"]),
+            # [source, position, state] → [state, position, source], one axis after the other: ten
+            # times as fast in ONNX Runtime as both at once, into which it joins them without Reshape.
+            helper.make_node("Reshape", [f"{stem}/slope", wide], [f"{stem}/wide"]),
+            helper.make_node("Transpose", [f"{stem}/wide"], [f"{stem}/tall"], perm=[1, 0]),
+            helper.make_node("Reshape", [f"{stem}/tall", apart], [f"{stem}/apart"]),
+            helper.make_node("Transpose", [f"{stem}/apart"], [f"{stem}/turned"], perm=[1, 0, 2]),
         ]
         for source, (low, high) in spans.items():
             name = f"{stem}/by/{source}"
             ends = [constant(f"{name}/{i}", np.array([v], np.int64))
                     for i, v in enumerate((low, high))]  # fmt: skip
-            after.append(helper.make_node("Slice", [f"{stem}/slope", *ends, zero], [name]))
+            after.append(helper.make_node("Slice", [f"{stem}/turned", *ends, two], [name]))
             jacobians[c.name, source] = Jacobian("dense", name)
     nodes = list(model.graph.node)
     del model.graph.node[:]

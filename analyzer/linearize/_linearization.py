@@ -20,9 +20,8 @@ class Jacobian:
     Attributes:
         kind: Its structure.
         tensor: Graph tensor that holds it for each of the positions that one call takes:
-            ``[position, n]`` for ``diagonal``, ``[source, position, state]`` (transposed, so that
-            rows of tangents multiply it from the left) for ``dense``, with 1 for ``position``
-            where all have the same; None for ``zero`` and ``identity``.
+            ``[position, n]`` for ``diagonal``, ``[state, position, source]`` for ``dense``, with 1
+            for ``position`` where all have the same; None for ``zero`` and ``identity``.
     """
 
     kind: BlockKind

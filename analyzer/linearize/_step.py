@@ -26,7 +26,7 @@ _COPIES = 8  # of the states, while a step is built and tried
 
 # Positions linearised in one call: enough that the calls themselves cost nothing, few enough that
 # what they compute with stays about as large as a processor's cache.
-_TOGETHER, _TOGETHER_BYTES = 32, 2**25
+_TOGETHER, _TOGETHER_BYTES = 32, 2**24
 
 
 @dataclass(frozen=True)
