@@ -137,9 +137,7 @@ class Engines:
             if options.method == "fd":
                 if self._scales is None:
                     self._warn_of_treads()
-                    self._scales = _scales(
-                        self._step, self._corpus, self._embeddings, options.provider
-                    )
+                    self._scales = _scales(self._step, self._corpus, self._embeddings)
                 found = difference_linearization(self._step, self._scales, options.step, number)
             else:
                 found, obstacle = linearize(self._step, number, options.states, self._relays)
@@ -393,8 +391,7 @@ class Engines:
         rounds = [cut[i : i + choice.streams] for i in range(0, len(cut), choice.streams)]
         whole = sum(choice.streams * max(s.steps for s in shards) for shards in rounds)
         began, states = time.perf_counter(), job.stepper.initial()
-        for token in self._corpus.ids[:_CARRIED]:
-            states = job.stepper.advance(states, int(token))
+        job.stepper.read(states, self._corpus.ids[:_CARRIED])
         carried = (time.perf_counter() - began) / min(_CARRIED, len(self._corpus))
         return step * whole / layout.inputs + carried
 
@@ -462,17 +459,12 @@ def _distance(found: np.ndarray, truth: np.ndarray) -> float:
     return float((apart[sizes > 0] / sizes[sizes > 0]).max(initial=0.0))
 
 
-def _scales(step: Step, corpus: Corpus, table: np.ndarray, provider: str) -> dict[str, np.ndarray]:
+def _scales(step: Step, corpus: Corpus, table: np.ndarray) -> dict[str, np.ndarray]:
     """How far each coordinate ranges: root mean square over the start of the corpus."""
-    stepper = Stepper(step, table, provider)
-    now = stepper.initial()
-    squares = {c.name: np.zeros(c.size) for c in step.differentiable}
-    count = min(_SCALE_POSITIONS, len(corpus))
-    for token in corpus.ids[:count]:
-        now = stepper.advance(now, int(token))
-        for name, total in squares.items():
-            total += np.square(now[name][0], dtype=np.float64)
-    ranges = {name: np.sqrt(total / count) for name, total in squares.items()}
+    stepper = Stepper(step, table)
+    found = stepper.read(stepper.initial(), corpus.ids[:_SCALE_POSITIONS])
+    ranges = {c.name: np.sqrt(np.square(found[c.name], dtype=np.float64).mean(0))
+              for c in step.differentiable}  # fmt: skip
     ranges["embedding"] = np.sqrt(np.square(table, dtype=np.float64).mean(0))
     return {name: _usable(r) for name, r in ranges.items()}
 

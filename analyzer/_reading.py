@@ -6,7 +6,7 @@ it gives is put side by side, so that one operation serves several blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,12 +73,10 @@ class Reader:
         now = start
         for low in range(0, len(tokens), self._batch):
             ids = tokens[low : low + self._batch]
-            before = []
-            for i, token in enumerate(ids):
-                before.append(now)
-                now = self._stepper.advance(now, int(token), f"near position {begin + low}")
-                if low + i + 1 == keep:
-                    self.kept = now
+            after = self._stepper.read(now, ids, f"near position {begin + low}")
+            before = {n: np.concatenate([now[n], v[:-1]]) for n, v in after.items()}
+            now = {n: v[-1:] for n, v in after.items()}
+            self._keep(after, keep, low)
             yield self._linearized(ids, before, low, begin + low)
 
     def read_back(
@@ -86,25 +84,26 @@ class Reader:
     ) -> Iterator[Batch]:
         """The blocks of the same positions, the last first: `first` of a batch is its largest."""
         self.kept = None
-        states = [start]
-        for i, token in enumerate(tokens):
-            states.append(self._stepper.advance(states[-1], int(token), f"at position {begin + i}"))
-            if i + 1 == keep:
-                self.kept = states[-1]
+        after = self._stepper.read(start, tokens, f"after position {begin}")
+        self._keep(after, keep, 0)
+        states = {n: np.concatenate([start[n], v]) for n, v in after.items()}
         for high in range(len(tokens), 0, -self._batch):
             numbers = np.arange(high - 1, max(high - self._batch, 0) - 1, -1)
-            before = [states[n] for n in numbers]
+            before = {n: v[numbers] for n, v in states.items()}
             yield self._linearized(tokens[numbers], before, high - 1, begin + high - 1)
 
-    def _linearized(
-        self, ids: np.ndarray, before: Sequence[States], first: int, near: int
-    ) -> Batch:
-        """The blocks of some tokens, each with the states before it."""
+    def _keep(self, after: States, keep: int | None, low: int) -> None:
+        """Keep the states after so many tokens, if they are among those after `low` tokens."""
+        if keep is not None and any(low < keep <= low + len(v) for v in after.values()):
+            self.kept = {n: v[keep - low - 1][None].copy() for n, v in after.items()}
+
+    def _linearized(self, ids: np.ndarray, before: States, first: int, near: int) -> Batch:
+        """The blocks of some tokens, each with the states before it, ``[position, n]``."""
         step = self._step
         # The last batch is filled up: a graph is made for one number of positions.
-        before = [*before, *[before[-1]] * (self._batch - len(ids))]
-        filled = np.concatenate([ids, np.repeat(ids[-1:], self._batch - len(ids))])
-        feeds = {c.input: np.concatenate([b[c.name] for b in before]) for c in step.components}
+        number = np.minimum(np.arange(self._batch), len(ids) - 1)
+        filled = ids[number]
+        feeds = {c.input: before[c.name][number] for c in step.components}
         feeds[step.embedding] = self._table[filled]
         if step.tokens:
             feeds[step.tokens] = filled[:, None].astype(step.tokens_dtype)
@@ -231,7 +230,9 @@ class Layout:
                 else:  # as it is inserted: row by row
                     turned = [p.transpose(1, 2, 0) for p in parts]
                     shape = (*turned[0].shape[:2], sum(len(p) for p in parts))
-                    arranged[term.key] = np.concatenate(turned, 2, out=np.empty(shape, parts[0].dtype))
+                    arranged[term.key] = np.concatenate(
+                        turned, 2, out=np.empty(shape, parts[0].dtype)
+                    )
         return arranged
 
 

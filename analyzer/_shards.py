@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._states import States, Stepper
+from ._states import AT_ONCE, States, Stepper
 from .linearize import Linearization
 from .sums import Plan
 
@@ -100,9 +100,11 @@ class Carrier:
 
     def at(self, position: int) -> States:
         """The states before `position`, which is no earlier than the last one asked for."""
-        for token in self._ids[self._position : position]:
-            self._states = self._stepper.advance(self._states, int(token))
-        self._position = position
+        while self._position < position:
+            ids = self._ids[self._position : min(self._position + AT_ONCE, position)]
+            found = self._stepper.read(self._states, ids)
+            self._states = {name: values[-1:] for name, values in found.items()}
+            self._position += len(ids)
         return self._states
 
     @property

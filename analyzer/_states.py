@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+from onnx import helper
 
 from . import _runtime
 from .linearize import Step
@@ -11,34 +13,93 @@ from .linearize._step import runnable
 States = dict[str, np.ndarray]
 """State → ``[1, n]``."""
 
+AT_ONCE = 256  # tokens read in one call: more gain nothing
+
 
 class Stepper:
-    """Carries the states of one stream from token to token.
+    """Carries the states of one stream from token to token, on the CPU.
 
     Args:
         step: The step.
         table: ``[V, E]`` embeddings.
-        provider: ONNX Runtime provider.
     """
 
-    def __init__(self, step: Step, table: np.ndarray, provider: str = _runtime.CPU) -> None:
+    def __init__(self, step: Step, table: np.ndarray) -> None:
         self._step, self._table = step, table
         # One stream is too little work for more than one thread.
-        self._session = _runtime.session(runnable(step), provider, threads=1)
-        self._reads = {i.name for i in self._session.get_inputs()}
-        self._outputs = [c.output for c in step.components]
+        self._session = _runtime.session(_over_time(step), threads=1)
 
     def initial(self) -> States:
         """The states before the first token."""
         return {c.name: c.initial() for c in self._step.components}
 
-    def advance(self, now: States, token: int, where: str = "") -> States:
-        """The states after reading `token`; errors say `where`."""
-        step = self._step
-        feeds = {c.input: now[c.name] for c in step.components}
-        feeds[step.embedding] = self._table[token][None]
-        if step.tokens:
-            feeds[step.tokens] = np.array([[token]], step.tokens_dtype)
-        feeds = {n: v for n, v in feeds.items() if n in self._reads}
-        outputs = _runtime.run(self._session, self._outputs, feeds, where)
-        return {c.name: v for c, v in zip(step.components, outputs, strict=True)}
+    def read(self, now: States, tokens: np.ndarray, where: str = "") -> States:
+        """The states after each token.
+
+        Args:
+            now: Those before the first.
+            tokens: ``[time]`` ids.
+            where: What errors say.
+
+        Returns:
+            State → ``[time, n]``.
+        """
+        step, found = self._step, {n: [v[:0]] for n, v in now.items()}
+        for low in range(0, len(tokens), AT_ONCE):
+            ids = tokens[low : low + AT_ONCE]
+            feeds = {_outer(step, c.input): now[c.name] for c in step.components}
+            feeds[_outer(step, step.embedding)] = self._table[ids][:, None]
+            if step.tokens:
+                integers = ids[:, None, None].astype(step.tokens_dtype)
+                feeds[_outer(step, step.tokens)] = integers
+            names = [_outer(step, c.output) for c in step.components]
+            values = _runtime.run(self._session, names, feeds, where)
+            for c, value in zip(step.components, values, strict=True):
+                found[c.name].append(value[:, 0])
+            now = {n: parts[-1][-1:] for n, parts in found.items()}
+        return {n: np.concatenate(parts) for n, parts in found.items()}
+
+
+def _outer(step: Step, name: str) -> str:
+    """What an input or output of a step is called for all of time."""
+    return f"{step.prefix}time/{name}"
+
+
+def _over_time(step: Step) -> onnx.ModelProto:
+    """The step in a loop over the tokens, giving the states after each.
+
+    In one call, since calls cost as much as what they compute.
+    """
+    inner = runnable(step)
+    model, body = onnx.ModelProto(), onnx.GraphProto()
+    model.CopyFrom(inner)
+    body.CopyFrom(inner.graph)
+    del body.initializer[:], body.sparse_initializer[:], body.input[:], body.output[:]
+    graph = model.graph
+    del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
+
+    def info(name: str, dtype: np.dtype, *shape: int | str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape)
+
+    read = [(step.embedding, step.dtype, step.embedding_size)]
+    if step.tokens:
+        read.append((step.tokens, step.tokens_dtype, 1))
+    kept = []
+    for c in step.components:
+        body.input.append(info(c.input, c.dtype, 1, c.size))
+        body.output.append(info(c.output, c.dtype, 1, c.size))
+        graph.input.append(info(_outer(step, c.input), c.dtype, 1, c.size))
+        graph.output.append(info(_outer(step, c.output), c.dtype, "time", 1, c.size))
+        copy = f"{c.output}/kept"
+        body.node.append(helper.make_node("Identity", [c.output], [copy]))
+        kept.append(info(copy, c.dtype, 1, c.size))
+    body.output.extend(kept)
+    for name, dtype, size in read:
+        body.input.append(info(name, dtype, 1, size))
+        graph.input.append(info(_outer(step, name), dtype, "time", 1, size))
+    last = [_outer(step, f"{c.output}/last") for c in step.components]
+    every = [o.name for o in graph.output]
+    loop = helper.make_node("Scan", [i.name for i in graph.input], [*last, *every], body=body,
+                            num_scan_inputs=len(read))  # fmt: skip
+    graph.node.append(loop)
+    return model

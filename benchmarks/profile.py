@@ -70,7 +70,7 @@ def watched(clock: Clock) -> Iterator[None]:
         (_products._Part, "_apply", of_term),
         (_products._Part, "_insert", lambda *a, **o: INSERTING),
         (sums.Accumulator, "add", lambda *a, **o: SUMMING),
-        (_reading.Stepper, "advance", lambda *a, **o: READING),
+        (_reading.Stepper, "read", lambda *a, **o: READING),
         (_reading.Reader, "_linearized", lambda *a, **o: LINEARIZING),
     ]
     with contextlib.ExitStack() as stack:

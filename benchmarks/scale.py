@@ -24,6 +24,7 @@ from mnemoscope.analyzer import Corpus, Groups, analyze, open_model, read_corpus
 from mnemoscope.analyzer._products import processors
 from mnemoscope.analyzer._run import Run
 from mnemoscope.analyzer._shards import folded_work
+from mnemoscope.analyzer._states import AT_ONCE
 from mnemoscope.analyzer.roles import Roles, State, write_roles
 from mnemoscope.analyzer.sums import plan
 from mnemoscope.analyzer.tables import curves
@@ -164,11 +165,10 @@ def measure(shape: Shape, delays: int, seconds: float, threads: int | None) -> R
         count = int(np.clip(length * seconds / first, length, len(ids)))
         position = (once(count)[0] if count > length else first) / full(count)
         job = run.job(plan(length, delays, blocks=2), Groups.everything(length))
-        start, now = time.perf_counter(), job.stepper.initial()
-        steps = 0
+        start, steps = time.perf_counter(), 0
         while time.perf_counter() - start < min(1.0, seconds):
-            now = job.stepper.advance(now, int(ids[steps]))
-            steps += 1
+            job.stepper.read(job.stepper.initial(), ids[:AT_ONCE])
+            steps += min(AT_ONCE, len(ids))
         return Rate(shape, position, (time.perf_counter() - start) / steps, ready)
 
 
