@@ -110,7 +110,8 @@ class Reader:
         if not self._names:
             return Batch(first, len(ids), {})
         kept = {n: v for n, v in feeds.items() if n in self._reads}
-        rooms, into = {}, {}
+        rooms: dict[str, np.ndarray] = {}
+        into: dict[str, np.ndarray] = {}
         for key, (names, shape) in self._rooms.items():
             rooms[key] = np.empty(shape, step.dtype)
             into.update(zip(names, np.split(rooms[key], len(names)), strict=True))

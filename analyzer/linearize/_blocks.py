@@ -83,7 +83,7 @@ class Sum:
 
 
 Block = Selection | Dense | Sum
-_Simple = TypeVar("_Simple", Selection, Dense)
+_Simple = TypeVar("_Simple", bound=Selection | Dense)
 
 
 class Algebra:
@@ -124,7 +124,7 @@ class Algebra:
         lifted = self.builder.lift(block.scale, block.scale.rank + 1)
         return self.builder.mul(block.tensor, lifted)
 
-    def _dense(self, block: _Simple) -> Dense:
+    def _dense(self, block: Selection | Dense) -> Dense:
         """A selection as a matrix of ones and zeros, with its factor."""
         if isinstance(block, Dense):
             return block

@@ -369,16 +369,18 @@ def _concat(use: Use) -> list[Blocks]:
     for source in use.sources:
         blocks = [b.get(source) for b in use.blocks]
         present = [b for b in blocks if b is not None]
-        if all(isinstance(b, Selection) for b in present):
+        chosen = [b if isinstance(b, Selection) else None for b in blocks]
+        if len(present) == sum(b is not None for b in chosen):
             index = np.concatenate(
-                [b.index if isinstance(b, Selection) else np.full(s, -1)
-                 for b, s in zip(blocks, shapes, strict=True)], axis)  # fmt: skip
+                [b.index if b else np.full(s, -1) for b, s in zip(chosen, shapes, strict=True)],
+                axis,
+            )
             scale = None
-            if any(b.scale is not None for b in present):
+            if any(b and b.scale for b in chosen):
                 one = use.builder.constant(np.ones((1,) * len(shapes[0])))
                 parts = [
                     use.builder.expand((b.scale if b else None) or one, s)
-                    for b, s in zip(blocks, shapes, strict=True)
+                    for b, s in zip(chosen, shapes, strict=True)
                 ]
                 scale = use.builder.concat(parts, axis)
             result[source] = Selection(index, scale, present[0].size)
