@@ -150,6 +150,7 @@ def analyze(
             scheduler=scheduler,
             workers=workers,
             report=report,
+            before=kept.choices() if kept else None,
         )
         result.check_state_names(list(run.sizes))
         layout = plan(len(corpus), run.delays, blocks=blocks, positions=positions, seed=seed)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 EVERY = 60.0  # seconds
 SUFFIX = ".checkpoint"  # of the file beside an output
+CHOSEN = ("threads", "streams", "chunk")
+"""What a run may choose by itself, in its key."""
 _FORMAT, _VERSION = "mnemoscope checkpoint", 1
 _PIECE = 2**24  # bytes that are read or written at once
 _PATIENCE = 5.0  # seconds for a process that was just ended to let go of the lock
@@ -149,6 +151,18 @@ class Checkpoint:
     def resumes(self) -> bool:
         """Whether the run is to go on from what is there."""
         return self._resume and self.exists()
+
+    def choices(self) -> dict[str, int]:
+        """Threads, streams and positions a call of the run that is gone on with; else nothing.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        if not self.resumes:
+            return {}
+        with self._reading() as (_, of_file):
+            given = {name: of_file.get(name) for name in CHOSEN}
+        return {n: v for n, v in given.items() if type(v) is int and v > 0}
 
     def remove(self) -> None:
         """Take the file away: what it was kept for is done."""

@@ -25,6 +25,7 @@ class Need:
     scratch: bool  # whether there is a folder for large totals
     volatile: bool = False  # whether it was not used, since its files would lie in memory
     sketch: int | None = None  # directions that are followed for each input
+    chunk: int | None = None  # positions a call, if somebody asked for them
 
     @property
     def size(self) -> Size:
@@ -98,8 +99,9 @@ class Need:
         disk = ""
         if self.volatile and self.size.filed:
             disk = "write the output to a folder that is not in memory (tmpfs), "
+        chunk = "" if self.chunk is None else f"a smaller --chunk (now {self.chunk:,}), "
         return (
-            f"Ask for fewer --delays (now {self.delays}), one --state (now "
+            f"Ask for {chunk}fewer --delays (now {self.delays}), one --state (now "
             f"{', '.join(self.sizes)}), fewer --blocks (now {self.layout.blocks}), {disk}or raise "
             "--memory."
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import _memory, _runtime
 from ._calibration import Choice
-from ._checkpoint import Checkpoint, follow
+from ._checkpoint import CHOSEN, Checkpoint, follow
 from ._cluster import Cluster, cluster_of
 from ._engines import Engines, Options
 from ._files import printable
@@ -38,7 +38,8 @@ class Run:
     """A model made ready to be followed over a corpus, any number of times.
 
     Arguments are those of `analyze`, but for `scratch`, without which sums are held in memory, and
-    `side`: ``columns`` of the embedding or ``rows`` of the states (default what is cheaper).
+    `side`: ``columns`` of the embedding or ``rows`` of the states (default what is cheaper), and
+    `before`: what `Checkpoint.choices` says of the run that this one goes on with.
 
     Attributes:
         delays: Largest delay.
@@ -76,8 +77,14 @@ class Run:
         scheduler: str | None = None,
         workers: int | None = None,
         report: Callable[[str], None] | None = None,
+        before: Mapping[str, int] | None = None,
     ) -> None:
         say = self._say = report or (lambda line: None)
+        # What the run that is gone on with chose gives the same bits.
+        threads, streams, chunk = (
+            (before or {}).get(name) if given is None else given
+            for name, given in zip(CHOSEN, (threads, streams, chunk), strict=True)
+        )
         self.delays = 50 if delays is None else delays
         _check_choice("method", method, get_args(Method))
         _check_choice("precision", precision, get_args(Precision))
@@ -102,7 +109,7 @@ class Run:
         self.sizes = {c.name: c.size for c in self.step.differentiable if c.name in wanted}
         self._model, self._corpus, self._step_width = model, corpus, step
         self._budget, self._given_memory = _memory.allowed(memory), memory
-        self._given_threads = threads
+        self._given_threads, self._given_chunk = threads, chunk
         # A file that lies in memory saves none.
         self._volatile = scratch is not None and _memory.holds(scratch)
         self._scratch = None if self._volatile or scratch is None else os.fspath(scratch)
@@ -264,8 +271,9 @@ class Run:
             "tf32": self.attributes["tf32"],
             "sketch": self.engines.sketch and self.engines.sketch.named,
             "rows": choice.rows,
-            **{name: self.attributes[name] for name in ("threads", "streams", "chunk")},
-            "sample and halves (--seed)": hashed(layout.block, layout.half, np.array(cut)),
+            **{name: self.attributes[name] for name in CHOSEN},
+            "sample and halves (--seed)": hashed(layout.block, layout.half),
+            "shards": hashed(np.array(cut)),
             **versions(),
             "scipy": version("scipy"),  # whose matrix products these are
         }
@@ -323,7 +331,7 @@ class Run:
         sketch = self.engines.sketch
         return Need(layout, self.delays, self.sizes, groups, self.step, self._model, after,
                      self._scratch is not None, self._volatile,
-                     sum(sketch.hands) if sketch else None)  # fmt: skip
+                     sum(sketch.hands) if sketch else None, self._given_chunk)  # fmt: skip
 
 
 def _finite(sums: Sums) -> bool:

@@ -114,7 +114,8 @@ def analyze_words(
     rng = np.random.default_rng(seed)
     places = _places(corpus.ids, types, max_count, rng)
     with opened(checkpoint, checkpoint_every, resume, report) as kept:
-        run = Run(model, corpus, report=report, **options)
+        before = kept.choices() if kept else None
+        run = Run(model, corpus, report=report, before=before, **options)
         result.check_state_names(list(run.sizes))
         counts = np.array([len(p) for p in places])
         working = processors() * sum(

@@ -6,23 +6,20 @@ Times in one process and compares before it times; prints a table for each shape
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 
 from . import guard, memory, report
+from .asking import Command
 from .measuring import Disagreement, measure
 from .peers import PEERS
 from .shapes import SHAPES, Job
 
 
 def main() -> int:
-    options = parser().parse_args()
-    threads = bind(options.threads)
-    machine = report.machine(threads)
-    print(report.first_line(machine), file=sys.stderr)
+    command = Command(parser(), repeats=5)
+    options, threads = command.options, command.threads
     with tempfile.TemporaryDirectory() as folder:
         try:
             if options.guard:
@@ -31,9 +28,7 @@ def main() -> int:
         except Disagreement as error:
             print(f"{error}. Nothing is timed.", file=sys.stderr)
             return 1
-    if options.json:
-        text = json.dumps({"machine": machine, "repeats": options.repeats, "shapes": shapes})
-        options.json.write_text(text + "\n")
+    command.keep(repeats=options.repeats, shapes=shapes)
     return 0
 
 
@@ -44,10 +39,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--peer", action="append", choices=list(PEERS), help="default all")
     made.add_argument("--positions", type=int, help="input positions a repeat")
     made.add_argument("--delays", type=int, help="the largest")
-    made.add_argument("--repeats", type=int, default=5)
-    made.add_argument("--threads", type=int, help="default one for each processor")
     made.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    made.add_argument("--json", type=Path, help="also write the numbers there")
     made.add_argument("--guard", nargs="?", const="goals", choices=list(guard.BARS),
                       help="only measure the ratios that the project promises, at a small size, "
                       "and exit with 1 where one falls short")  # fmt: skip
@@ -80,16 +72,6 @@ def guarded(folder: Path, threads: int, bars: str) -> int:
     for line in lines:
         print(line, file=sys.stderr)
     return int(bool(lines))
-
-
-def bind(threads: int | None) -> int:
-    """Keep this process and its children to so many processors: JAX takes no other hint."""
-    if not hasattr(os, "sched_setaffinity"):
-        return threads or os.cpu_count() or 1
-    usable = sorted(os.sched_getaffinity(0))
-    if threads:
-        os.sched_setaffinity(0, usable[:threads])
-    return threads or len(usable)
 
 
 def say(line: str) -> None:

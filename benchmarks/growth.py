@@ -7,7 +7,6 @@ log-log plot, by least squares, with its standard error.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from rich.table import Table
 from scipy.stats import linregress
 
 from . import report
-from .__main__ import bind
+from .asking import Command
 from .ours import Ours
 from .shapes import Job, Shape
 
@@ -80,13 +79,8 @@ def main() -> int:
     made = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     made.add_argument("--axis", action="append", choices=list(AXES), help="default all")
     made.add_argument("--positions", type=int, default=BASE.positions)
-    made.add_argument("--repeats", type=int, default=3)
-    made.add_argument("--threads", type=int, help="default one for each processor")
-    made.add_argument("--json", type=Path, help="also write the numbers there")
-    options = made.parse_args()
-    threads = bind(options.threads)
-    machine = report.machine(threads)
-    print(report.first_line(machine), file=sys.stderr)
+    command = Command(made, repeats=3)
+    options, threads = command.options, command.threads
     base = replace(BASE, positions=options.positions)
     table = Table(
         title=f"mnemoscope jvp, {base.title}, {base.positions} positions, one size varied"
@@ -104,8 +98,7 @@ def main() -> int:
                           f"{slope:.2f} ± {error:.2f}", f"{AXES[name].expected:g}")  # fmt: skip
             axes[name] = {"seconds": found, "exponent": slope, "error": error}
     Console(width=report.WIDTH).print(table)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "axes": axes}) + "\n")
+    command.keep(axes=axes)
     return 0
 
 

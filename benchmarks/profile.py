@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import sys
 import tempfile
 import threading
 import time
@@ -24,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import products, report
-from .__main__ import bind
+from .asking import Command
 from .ours import Ours
 from .shapes import SHAPES, Job
 
@@ -98,12 +96,8 @@ def main() -> int:
     made.add_argument("--shape", choices=list(SHAPES), default="lstm")
     made.add_argument("--positions", type=int)
     made.add_argument("--chunk", type=int, help="positions a call, as `analyze` takes it")
-    made.add_argument("--threads", type=int, help="default one for each processor")
-    made.add_argument("--json", type=Path, help="also write the numbers there")
-    options = made.parse_args()
-    threads = bind(options.threads)
-    machine = report.machine(threads)
-    print(report.first_line(machine), file=sys.stderr)
+    command = Command(made)
+    options, threads = command.options, command.threads
     shape = SHAPES[options.shape].resized(options.positions, None)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(shape, Path(folder) / "m.onnx", threads)
@@ -121,10 +115,7 @@ def main() -> int:
             table.add_row(piece, f"{seconds * 1e3:.3f}", f"{seconds / wall:.0%}")
     Console(width=report.WIDTH).print(table)
     print(f"The same dense products alone (BLAS): {alone * 1e3:.3f} ms.")
-    if options.json:
-        numbers = {"machine": machine, "shape": shape.name, "wall": wall, "pieces": found,
-                   "products_alone": alone}  # fmt: skip
-        options.json.write_text(json.dumps(numbers) + "\n")
+    command.keep(shape=shape.name, wall=wall, pieces=found, products_alone=alone)
     return 0
 
 

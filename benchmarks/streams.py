@@ -8,8 +8,6 @@ rests on this.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -24,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import report
-from .__main__ import bind
+from .asking import Command
 from .shapes import SHAPES, Job
 
 SIZES = ((8, 16), (16, 32), (16, 50), (16, 64), (32, 64), (32, 128))  # embedding, units
@@ -46,13 +44,8 @@ def seconds(run: Run, positions: int) -> float:
 def main() -> int:
     made = argparse.ArgumentParser(prog="python -m benchmarks.streams", description=__doc__)
     made.add_argument("--positions", type=int, default=8000)
-    made.add_argument("--repeats", type=int, default=4)
-    made.add_argument("--threads", type=int, help="default one for each processor")
-    made.add_argument("--json", type=Path, help="also write the numbers there")
-    options = made.parse_args()
-    threads = bind(options.threads)
-    machine = report.machine(threads)
-    print(report.first_line(machine), file=sys.stderr)
+    command = Command(made, repeats=4)
+    options, threads = command.options, command.threads
     table = Table(title=f"LSTM, delays 0–50: input positions a second, best of {options.repeats}")
     for column in (
         "embedding/units",
@@ -82,8 +75,7 @@ def main() -> int:
             rows.append({"embedding": embedding, "units": units, "work": work,
                          "one": one, "many": many})  # fmt: skip
     Console(width=report.WIDTH).print(table)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}) + "\n")
+    command.keep(rows=rows)
     return 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from mnemoscope.analyzer import Corpus, Groups, _checkpoint, _shards, analyze, open_model, sums
 from mnemoscope.analyzer._checkpoint import Checkpoint
 from mnemoscope.analyzer._run import Run
-from mnemoscope.analyzer.errors import CheckpointError
+from mnemoscope.analyzer.errors import CheckpointError, MnemoscopeError
 from mnemoscope.analyzer.words import analyze_words
 
 LENGTH = 90
@@ -243,6 +243,30 @@ def test_another_run_is_refused(measure, ended, options, named):
         measure(**options, checkpoint=ended, resume=True)
     assert str(info.value).endswith("or delete the file to start again.")
     assert ended.read_bytes() == held
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"threads": 2, "chunk": 3}, {"threads": 1, "streams": 2}], ids=str
+)
+def test_what_a_run_chose_by_itself_is_taken_from_its_checkpoint(measure, tmp_path, chosen):
+    """As calibration chooses, which may be gone or say something else by now."""
+    path, stop = tmp_path / "r.checkpoint", Stop(30)
+    whole = measure(**chosen)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Checkpoint(path, every=0, stopping=stop.context) as checkpoint,
+    ):
+        measure(**chosen, checkpoint=checkpoint, progress=stop.progress)
+    found = measure(threads=None, checkpoint=path, resume=True)
+    assert {name: found.attrs[name] for name in chosen} == chosen
+    assert arrays(found) == arrays(whole)
+
+
+def test_choices_of_a_strange_checkpoint_are_refused(measure, ended, monkeypatch):
+    for name, value in {"threads": 10**9, "streams": 10**12, "chunk": 10**12}.items():
+        monkeypatch.setattr(Checkpoint, "choices", lambda self, of={name: value}: of)
+        with pytest.raises((MnemoscopeError, CheckpointError), match=f"{name}|differ in"):
+            measure(threads=None, checkpoint=ended, resume=True)
 
 
 def test_other_steps_of_differences_are_refused(measure, tmp_path):
