@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -162,8 +162,8 @@ def check_finite(model: onnx.ModelProto) -> None:
             )
 
 
-def prefixed(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
-    """`model` with `prefix` before the name of every tensor, in subgraphs too.
+def prefixed(model: onnx.ModelProto, prefix: str, but: Collection[str] = ()) -> onnx.ModelProto:
+    """`model` with `prefix` before the name of every node, and tensor `but` some, in subgraphs too.
 
     Unlike ``onnx.compose.add_prefix``, which leaves initialisers that a subgraph reads alone.
     """
@@ -171,10 +171,12 @@ def prefixed(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
     result.CopyFrom(model)
     for graph in graphs(result.graph):
         for node in graph.node:
+            node.name = node.name and prefix + node.name
             for names in (node.input, node.output):
-                names[:] = [prefix + n if n else n for n in names]
+                names[:] = [prefix + n if n and n not in but else n for n in names]
         for named in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
-            named.name = prefix + named.name
+            if named.name not in but:
+                named.name = prefix + named.name
     return result
 
 

@@ -7,7 +7,6 @@ import onnx
 from onnx import helper
 
 from . import _runtime
-from ._double import write_out
 from .linearize import Step
 from .linearize._step import runnable
 
@@ -71,7 +70,7 @@ def _over_time(step: Step) -> onnx.ModelProto:
 
     In one call, since calls cost as much as what they compute.
     """
-    inner = write_out(runnable(step))  # which does not look into loops
+    inner = runnable(step)
     model, body = onnx.ModelProto(), onnx.GraphProto()
     model.CopyFrom(inner)
     body.CopyFrom(inner.graph)

@@ -16,6 +16,7 @@ from mnemoscope.analyzer._products import Products
 from mnemoscope.analyzer._shards import Carrier
 from mnemoscope.analyzer._states import Stepper
 from mnemoscope.analyzer.linearize import (
+    _differences,
     _rules,
     build_step,
     difference_linearization,
@@ -296,6 +297,26 @@ def test_positions_linearised_together_are_as_one_by_one(model, name, method):
             value = value.take([i if value.shape[axis] > 1 else 0], axis)
             one = ones[alone.jacobians[key].tensor]
             np.testing.assert_allclose(value, one, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["lstm", "slots", "counter", "masked"])
+def test_differences_in_slices_are_those_of_all_coordinates(name, precision, tmp_path, monkeypatch):
+    """Of a large model not all copies fit at once; a slice may be of one coordinate."""
+    opened = open_model(models.save(models.ALL[name](), tmp_path / "m.onnx"))
+    step = build_step(opened, np.dtype(precision))
+    scales = {n: np.full(size, 0.3) for n, (_, size) in step.sources.items()}
+    found, whole = [], difference_linearization(step, scales, batch=3).working
+    for room in (whole, whole // 3, 1):
+        monkeypatch.setattr(_differences, "_AT_ONCE", room)
+        linear = difference_linearization(step, scales, 1e-2, batch=3)
+        tensors = [linear.jacobians[key].tensor for key in sorted(linear.jacobians)]
+        found.append(_runtime.evaluate(linear.model, tensors, step.example(3, seed=5)))
+        assert any(n.op_type == "Scan" for n in linear.model.graph.node) == (room < whole)
+        assert linear.working <= room or room == 1
+    for other in found[1:]:
+        for tensor, value in found[0].items():
+            np.testing.assert_allclose(other[tensor], value, rtol=0, atol=1e-4)
 
 
 def test_streams_that_mix_are_linearised_one_by_one(model):

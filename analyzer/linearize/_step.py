@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from .. import _limits, _memory, _passes, _runtime
+from .._double import write_out
 from ..errors import ModelError
 from ..model import MemoryModel
 from ..roles import OPSET, State
@@ -268,13 +269,13 @@ def streams_apart(step: Step, batch: int) -> bool:
 def runnable(step: Step) -> onnx.ModelProto:
     """The step's graph in a form that ONNX Runtime can execute in the step's precision.
 
-    ONNX Runtime has no double-precision LSTM, GRU or RNN, so those are written out.
+    ONNX Runtime lacks some operators in double precision, so those are written out.
     """
     if step.dtype == np.float64 and any(
         n.op_type in ("LSTM", "GRU", "RNN") for n in step.model.graph.node
     ):
-        return lowered(step)
-    return step.model
+        return write_out(lowered(step))
+    return write_out(step.model)
 
 
 def lowered(step: Step, batch: int = 1) -> onnx.ModelProto:
