@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
 EVERY = 60.0  # seconds
 SUFFIX = ".checkpoint"  # of the file beside an output
-CHOSEN = ("threads", "streams", "chunk")
-"""What a run may choose by itself, in its key."""
+_CHOSEN = ("threads", "streams", "chunk", "calibrated")  # what of a key a run chooses by itself
 _FORMAT, _VERSION = "mnemoscope checkpoint", 1
 _PIECE = 2**24  # bytes that are read or written at once
 _PATIENCE = 5.0  # seconds for a process that was just ended to let go of the lock
@@ -153,7 +152,9 @@ class Checkpoint:
         return self._resume and self.exists()
 
     def choices(self) -> dict[str, int]:
-        """Threads, streams and positions a call of the run that is gone on with; else nothing.
+        """What the run that is gone on with had chosen by itself; nothing where it begins.
+
+        Threads, streams and positions a call, and whether they are ``calibrated``.
 
         Raises:
             CheckpointError: The file is damaged.
@@ -161,7 +162,7 @@ class Checkpoint:
         if not self.resumes:
             return {}
         with self._reading() as (_, of_file):
-            given = {name: of_file.get(name) for name in CHOSEN}
+            given = {name: of_file.get(name) for name in _CHOSEN}
         return {n: v for n, v in given.items() if type(v) is int and v > 0}
 
     def remove(self) -> None:

@@ -7,7 +7,7 @@ states, `_streams.py` for many shards side by side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -76,6 +76,8 @@ class Options:
         side: Of the products.
         workers: Whether the engines run on the workers of a cluster, one stream a task.
         calibrate: Whether to find out what is fastest here.
+        before: What the run that this one goes on with had chosen (`Checkpoint.choices`) for the
+            first plan; the same choice gives the same bits. What is asked for comes first.
     """
 
     delays: int
@@ -92,6 +94,7 @@ class Options:
     side: Literal["columns", "rows"] | None
     workers: bool
     calibrate: bool
+    before: Mapping[str, int]
 
 
 class Engines:
@@ -163,7 +166,10 @@ class Engines:
         key = (layout.stretches.tobytes(), layout.inputs, len(groups))
         if key not in self._choices:  # which is then what it was, whatever is free by now
             usual = self._usual(layout, groups)
-            better = self._calibrated(usual, layout, groups, fits or (lambda choice: True))
+            if self._options.before and not self._choices:
+                better: Choice | None = self._as_before(usual, layout, groups)
+            else:
+                better = self._calibrated(usual, layout, groups, fits or (lambda choice: True))
             self._choices[key] = better or usual
             # Each holds a copy of the weights.
             used = {self._natural, *(c.streams or c.chunk for c in self._choices.values())}
@@ -314,6 +320,26 @@ class Engines:
         self._say(f"TF32 moves the mean of {inputs:,} positions by up to {error:.1e} of its size.")
         return error
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether trials have said what is fastest."""
+        return self._found is not None
+
+    def _as_before(self, usual: Choice, layout: Plan, groups: Groups) -> Choice:
+        """The usual choice with what the run before had chosen, and nothing more was asked for."""
+        options = self._options
+        before = {n: v for n, v in options.before.items() if getattr(options, n, None) is None}
+        found = replace(usual, threads=before.get("threads", usual.threads),
+                        chunk=min(before.get("chunk", usual.chunk), len(self._corpus)))  # fmt: skip
+        count = before.get("streams", 1)
+        if 1 < count <= len(self._cut(layout, groups, count)) and self._apart(self.linearization()):
+            found = replace(found, streams=count)
+        elif count == 1 and "streams" in before:
+            found = replace(found, streams=0 if self._on_cpu else 1)
+        if options.before.get("calibrated"):  # which later plans go by
+            self._found = found
+        return found
+
     def _calibrated(
         self, usual: Choice, layout: Plan, groups: Groups, fits: Callable[[Choice], bool]
     ) -> Choice | None:
@@ -462,9 +488,14 @@ def _distance(found: np.ndarray, truth: np.ndarray) -> float:
 def _scales(step: Step, corpus: Corpus, table: np.ndarray) -> dict[str, np.ndarray]:
     """How far each coordinate ranges: root mean square over the start of the corpus."""
     stepper = Stepper(step, table)
-    found = stepper.read(stepper.initial(), corpus.ids[:_SCALE_POSITIONS])
-    ranges = {c.name: np.sqrt(np.square(found[c.name], dtype=np.float64).mean(0))
-              for c in step.differentiable}  # fmt: skip
+    now, ids = stepper.initial(), corpus.ids[:_SCALE_POSITIONS]
+    squares = {c.name: np.zeros(c.size) for c in step.differentiable}
+    for some in np.array_split(ids, -(-len(ids) // 50)):
+        found = stepper.read(now, some)
+        now = {name: values[-1:] for name, values in found.items()}
+        for name, total in squares.items():
+            total += np.square(found[name], dtype=np.float64).sum(0)
+    ranges = {name: np.sqrt(total / len(ids)) for name, total in squares.items()}
     ranges["embedding"] = np.sqrt(np.square(table, dtype=np.float64).mean(0))
     return {name: _usable(r) for name, r in ranges.items()}
 

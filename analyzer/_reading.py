@@ -6,6 +6,7 @@ it gives is put side by side, so that one operation serves several blocks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,8 @@ import numpy as np
 from . import _runtime
 from ._states import States, Stepper
 from .linearize import EMBEDDING, Jacobian, Linearization
+
+_CARRIED = 16  # tokens at least in a call that carries the states: more gain little
 
 
 @dataclass(frozen=True)
@@ -70,32 +73,35 @@ class Reader:
             keep: After how many tokens the states are kept, in `kept`.
         """
         self.kept = None
-        now = start
-        for low in range(0, len(tokens), self._batch):
-            ids = tokens[low : low + self._batch]
-            after = self._stepper.read(now, ids, f"near position {begin + low}")
-            before = {n: np.concatenate([now[n], v[:-1]]) for n, v in after.items()}
-            now = {n: v[-1:] for n, v in after.items()}
-            self._keep(after, keep, low)
-            yield self._linearized(ids, before, low, begin + low)
+        now, at_once = start, self._batch * -(-_CARRIED // self._batch)
+        for first in range(0, len(tokens), at_once):
+            ids = tokens[first : first + at_once]
+            after = self._stepper.read(now, ids, f"near position {begin + first}")
+            states = {n: np.concatenate([now[n], v]) for n, v in after.items()}
+            now = {n: v[-1:] for n, v in states.items()}
+            self._keep(states, keep, first, len(ids))
+            for low in range(0, len(ids), self._batch):
+                some = ids[low : low + self._batch]
+                before = {n: v[low : low + len(some)] for n, v in states.items()}
+                yield self._linearized(some, before, first + low, begin + first + low)
 
     def read_back(
         self, tokens: np.ndarray, start: States, begin: int, keep: int | None
     ) -> Iterator[Batch]:
         """The blocks of the same positions, the last first: `first` of a batch is its largest."""
         self.kept = None
-        after = self._stepper.read(start, tokens, f"after position {begin}")
-        self._keep(after, keep, 0)
-        states = {n: np.concatenate([start[n], v]) for n, v in after.items()}
+        states = self._stepper.read(start, tokens, f"after position {begin}")
+        states = {n: np.concatenate([start[n], v]) for n, v in states.items()}
+        self._keep(states, keep, 0, len(tokens))
         for high in range(len(tokens), 0, -self._batch):
             numbers = np.arange(high - 1, max(high - self._batch, 0) - 1, -1)
             before = {n: v[numbers] for n, v in states.items()}
             yield self._linearized(tokens[numbers], before, high - 1, begin + high - 1)
 
-    def _keep(self, after: States, keep: int | None, low: int) -> None:
-        """Keep the states after so many tokens, if they are among those after `low` tokens."""
-        if keep is not None and any(low < keep <= low + len(v) for v in after.values()):
-            self.kept = {n: v[keep - low - 1][None].copy() for n, v in after.items()}
+    def _keep(self, states: States, keep: int | None, first: int, count: int) -> None:
+        """Keep the states after so many tokens, if they are among those of `count` from `first`."""
+        if keep is not None and first < keep <= first + count:
+            self.kept = {n: v[keep - first][None].copy() for n, v in states.items()}
 
     def _linearized(self, ids: np.ndarray, before: States, first: int, near: int) -> Batch:
         """The blocks of some tokens, each with the states before it, ``[position, n]``."""
@@ -138,8 +144,8 @@ class Term:
 
     @property
     def key(self) -> str:
-        """Its name among the values of a batch."""
-        return "|".join(self.tensors)
+        """Its name among the values of a batch, which lie otherwise if they are inserted."""
+        return ("new|" if self.source is None else "") + "|".join(self.tensors)
 
 
 class Layout:
@@ -200,11 +206,16 @@ class Layout:
     def rooms(
         self, shapes: Mapping[str, tuple]
     ) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-        """Keys of terms whose blocks can be written side by side: tensors, shape of the whole."""
+        """Keys of terms whose blocks can be written side by side: tensors, shape of the whole.
+
+        ONNX Runtime writes a tensor to one place: what two terms need, or one twice, is not there.
+        """
         found = {}
+        uses = Counter(name for term in self._all for name in term.tensors)
         for term in [*self.terms, *self.relayed]:
             given = {shapes[name] for name in term.tensors}
-            if term.kind == "dense" and len(term.tensors) > 1 and len(given) == 1:
+            once = all(uses[name] == 1 for name in term.tensors)
+            if term.kind == "dense" and len(term.tensors) > 1 and len(given) == 1 and once:
                 (shape,) = given
                 if all(isinstance(n, int) for n in shape):
                     found[term.key] = term.tensors, (len(term.tensors) * shape[0], *shape[1:])
@@ -216,13 +227,13 @@ class Layout:
         """What ONNX Runtime gave, as `Batch` holds it; `rooms` by key, where they were filled."""
         arranged = {}
         for term in self._all:
+            if term.key in rooms:
+                arranged[term.key] = np.moveaxis(rooms[term.key], 1, 0)
+                continue
             parts = [values[name] for name in term.tensors]
             if term.kind == "diagonal":
                 arranged[term.key] = parts[0] if len(parts) == 1 else _side_by_side(parts)
             elif term.kind == "dense":
-                if term.key in rooms:
-                    arranged[term.key] = np.moveaxis(rooms[term.key], 1, 0)
-                    continue
                 positions = max(p.shape[1] for p in parts)
                 parts = [np.broadcast_to(p, (len(p), positions, p.shape[2])) for p in parts]
                 if term.source is not None:

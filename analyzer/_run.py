@@ -12,7 +12,7 @@ import numpy as np
 
 from . import _memory, _runtime
 from ._calibration import Choice
-from ._checkpoint import CHOSEN, Checkpoint, follow
+from ._checkpoint import Checkpoint, follow
 from ._cluster import Cluster, cluster_of
 from ._engines import Engines, Options
 from ._files import printable
@@ -80,15 +80,11 @@ class Run:
         before: Mapping[str, int] | None = None,
     ) -> None:
         say = self._say = report or (lambda line: None)
-        # What the run that is gone on with chose gives the same bits.
-        threads, streams, chunk = (
-            (before or {}).get(name) if given is None else given
-            for name, given in zip(CHOSEN, (threads, streams, chunk), strict=True)
-        )
         self.delays = 50 if delays is None else delays
         _check_choice("method", method, get_args(Method))
         _check_choice("precision", precision, get_args(Precision))
         _check_numbers(corpus, self.delays, threads=threads, streams=streams, chunk=chunk)
+        _check_numbers(corpus, self.delays, threads=(before or {}).get("threads"))
         self._cluster = cluster_of(scheduler, workers)
         _check_vocabulary(model, corpus)
         if step is not None and method != "fd":
@@ -131,6 +127,7 @@ class Run:
             side=side,
             workers=self._cluster is not None,
             calibrate=calibrate is not False,
+            before=before or {},
         )
         self.engines = Engines(self.step, corpus, self.embeddings, options, say)
         self.attributes = {
@@ -271,7 +268,9 @@ class Run:
             "tf32": self.attributes["tf32"],
             "sketch": self.engines.sketch and self.engines.sketch.named,
             "rows": choice.rows,
-            **{name: self.attributes[name] for name in CHOSEN},
+            **{name: self.attributes[name] for name in ("threads", "streams")},
+            "chunk": choice.chunk,
+            "calibrated": int(self.engines.calibrated),
             "sample and halves (--seed)": hashed(layout.block, layout.half),
             "shards": hashed(np.array(cut)),
             **versions(),

@@ -113,6 +113,8 @@ def said(error: Exception) -> str:
     """What a native library says in one line, without its codes, source paths and C++ names."""
     text = (str(error).strip().splitlines() or ["it says no more"])[0]
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    # The loops that this program puts around a step are none of the model's.
+    text = re.sub(r"^Non-zero status code .*? Scan node\. Name:'' Status Message: ", "", text)
     text = re.sub(r"/\S+:\d+ \S.*?\) ", "", text)
     text = re.sub(r"\S*\.cc:\d+:? \w*:? ?(Assertion `[^`]*` failed: )?", "", text)
     text = re.sub(r"(const )?\[with .*?\] (?=\w)", "", text)  # of a template's signature

@@ -85,7 +85,7 @@ class Carrier:
     """The exact states of the stream at ascending positions, each position read once at most.
 
     Args:
-        stepper: Reads one token.
+        stepper: Reads tokens.
         ids: ``[position]`` tokens of the corpus.
         position: Where `states` are known; default the beginning.
         states: State → ``[1, n]``; default the model's initial states.
@@ -103,7 +103,8 @@ class Carrier:
         while self._position < position:
             ids = self._ids[self._position : min(self._position + AT_ONCE, position)]
             found = self._stepper.read(self._states, ids)
-            self._states = {name: values[-1:] for name, values in found.items()}
+            # Not a view, which would keep all of them.
+            self._states = {name: values[-1:].copy() for name, values in found.items()}
             self._position += len(ids)
         return self._states
 

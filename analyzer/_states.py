@@ -14,6 +14,7 @@ States = dict[str, np.ndarray]
 """State → ``[1, n]``."""
 
 AT_ONCE = 256  # tokens read in one call: more gain nothing
+_BYTES = 2**24  # of the states after them
 
 
 class Stepper:
@@ -44,9 +45,12 @@ class Stepper:
         Returns:
             State → ``[time, n]``.
         """
-        step, found = self._step, {n: [v[:0]] for n, v in now.items()}
-        for low in range(0, len(tokens), AT_ONCE):
-            ids = tokens[low : low + AT_ONCE]
+        step = self._step
+        found = {c.name: np.empty((len(tokens), c.size), c.dtype) for c in step.components}
+        each = sum(c.size * c.dtype.itemsize for c in step.components)
+        at_once = max(1, min(AT_ONCE, _BYTES // each))
+        for low in range(0, len(tokens), at_once):
+            ids = tokens[low : low + at_once]
             feeds = {_outer(step, c.input): now[c.name] for c in step.components}
             feeds[_outer(step, step.embedding)] = self._table[ids][:, None]
             if step.tokens:
@@ -55,9 +59,9 @@ class Stepper:
             names = [_outer(step, c.output) for c in step.components]
             values = _runtime.run(self._session, names, feeds, where)
             for c, value in zip(step.components, values, strict=True):
-                found[c.name].append(value[:, 0])
-            now = {n: parts[-1][-1:] for n, parts in found.items()}
-        return {n: np.concatenate(parts) for n, parts in found.items()}
+                found[c.name][low : low + len(ids)] = value[:, 0]
+            now = {n: v[low + len(ids) - 1][None] for n, v in found.items()}
+        return found
 
 
 def _outer(step: Step, name: str) -> str:
@@ -71,10 +75,9 @@ def _over_time(step: Step) -> onnx.ModelProto:
     In one call, since calls cost as much as what they compute.
     """
     inner = runnable(step)
-    model, body = onnx.ModelProto(), onnx.GraphProto()
+    model, body = onnx.ModelProto(), onnx.GraphProto(name="step")
     model.CopyFrom(inner)
-    body.CopyFrom(inner.graph)
-    del body.initializer[:], body.sparse_initializer[:], body.input[:], body.output[:]
+    body.node.extend(inner.graph.node)
     graph = model.graph
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
 

@@ -166,6 +166,20 @@ def stack(**options) -> onnx.ModelProto:
     return g.finish(g.lone("h2_next"), time=1)
 
 
+def alike(**options) -> onnx.ModelProto:
+    """Blocks that are one and the same: by a state and by the embedding, and of two states."""
+    g = Graph(**options)
+    x, a = g.now(), g.state("a", ["batch", E], kind="hidden", layer=0, batch_axis=0)
+    g.op("Tanh", g.op("MatMul", g.op("Add", x, a), g.weight(E, E)), out="a_next")
+    b, c = (g.state(n, ["batch", H], kind="hidden", layer=0, batch_axis=0) for n in "bc")
+    gated = g.op("Mul", g.op("MatMul", b, g.weight(H, H)),
+                 g.op("Sigmoid", g.op("MatMul", c, g.weight(H, H))))  # fmt: skip
+    both = g.op("Add", g.op("MatMul", x, g.weight(E, H)), gated)
+    b = g.op("Add", both, g.weight(H), out="b_next")
+    g.op("Add", both, g.weight(H), out="c_next")
+    return g.finish(g.lone(b), time=1)
+
+
 def quantized(*, dynamic: bool, **options) -> onnx.ModelProto:
     """As `flat`, with the state rounded to 8 bits before its product."""
     g = Graph(**options)
@@ -265,7 +279,7 @@ MODELS = {
 
 
 # The cases of tests/fuzz are numbered by `MODELS`.
-ALL = {**MODELS, "stack": stack}
+ALL = {**MODELS, "stack": stack, "alike": alike}
 
 
 def save(model: onnx.ModelProto, path: Path) -> Path:

@@ -9,7 +9,7 @@ one source x (``[batch, n]``) is one of
 - `Dense`: ``[n, *S]``, the change of v when element n of x moves in every stream at once. Streams
   do not influence each other, so this holds the Jacobian of each. Axes of length 1 stand for
   axes along which the derivative does not vary: a weight matrix is stored once for all streams;
-- a `Sum` of such as are the same for all streams but for a factor: what gates make of weights.
+- a `Sum` of constant ones, the same for all streams but for a factor: what gates make of weights.
 
 All carry factors of v's shape that are multiplied in as late as possible: an elementwise
 function then costs one product of v's size, not one of n times that.
@@ -60,18 +60,13 @@ class Dense:
         """n, the length of x."""
         return self.tensor.shape[0]
 
-    @property
-    def shared(self) -> bool:
-        """Whether the tensor varies along the last axis of v alone: one matrix for all streams."""
-        return self.tensor.rank > 1 and math.prod(self.tensor.shape[1:-1]) == 1
-
 
 @dataclass(frozen=True)
 class Sum:
     """``dv = Σ_k scale_k · tensor_k[n]`` for a unit step of element n.
 
     Attributes:
-        parts: At least two, each shared by all streams.
+        parts: At least two, whose tensors are constant and vary along the last axis of v alone.
     """
 
     parts: tuple[Dense, ...]
@@ -139,7 +134,7 @@ class Algebra:
         """
         if not isinstance(block, Sum):
             block = self._dense(block)
-            if block.scale is None or not block.shared:
+            if block.scale is None or not self._shared(block):
                 return self.builder.turned(self.full(block, shape, [1]))
         parts = block.parts if isinstance(block, Sum) else (block,)
         tensor, _ = self._contracted(parts)
@@ -186,6 +181,11 @@ class Algebra:
             return replace(a, scale=self.builder.add(a.scale or one, b.scale or one))
         return self._sum([*self._parts(a), *self._parts(b)])
 
+    def _shared(self, part: Dense) -> bool:
+        """Whether it is a constant matrix for all streams, but for its factor."""
+        t = part.tensor
+        return t.rank > 1 and math.prod(t.shape[1:-1]) == 1 and self.builder.fixed(t)
+
     def _parts(self, block: Block) -> tuple[Dense, ...]:
         return block.parts if isinstance(block, Sum) else (self._dense(block),)
 
@@ -194,7 +194,7 @@ class Algebra:
         found: dict[Tensor, Dense] = {}
         for part in parts:
             assert isinstance(part, Dense)
-            if not part.shared:
+            if not self._shared(part):
                 total = self.dense(parts[0])
                 for other in parts[1:]:
                     total = self.builder.add(total, self.dense(other))

@@ -76,6 +76,10 @@ class Builder:
             self._emitted[key] = Tensor(name, tuple(int(n) for n in shape))
         return self._emitted[key]
 
+    def fixed(self, t: Tensor) -> bool:
+        """Whether it is made of constants alone, so that no run computes it."""
+        return t.name in self._fixed
+
     def binary(self, op: str, a: Tensor, b: Tensor) -> Tensor:
         """Add, Sub, Mul or Div with broadcasting."""
         return self.emit(op, [a.name, b.name], np.broadcast_shapes(a.shape, b.shape))
