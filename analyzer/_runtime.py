@@ -19,6 +19,8 @@ from ._double import write_out
 from ._limits import limited
 from .errors import ModelError, ResourceError
 
+# It puts a constant factor into an attribute of the product, which is of single precision.
+_ROUNDING = ["MatMulScaleFusion"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 # Warnings about unused initialisers or device discovery are of no use to a user; errors arrive
@@ -72,7 +74,9 @@ def session(
     try:
         data = write_out(model).SerializeToString()
         with limited("loading the model", len(data)):
-            made = ort.InferenceSession(data, options, providers=providers)
+            made = ort.InferenceSession(
+                data, options, providers=providers, disabled_optimizers=_ROUNDING
+            )
     except Exception as error:
         if provider == CUDA:
             raise ResourceError(f"CUDA cannot run this model: {said(error)}") from error

@@ -484,6 +484,23 @@ def test_step_of_differences(model):
     assert errors[1] < errors[2]
 
 
+def test_double_precision_keeps_constant_factors():
+    """ONNX Runtime would put them into products as numbers of single precision."""
+    info, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.DOUBLE
+    x, w = np.random.default_rng(0).standard_normal((2, 3, 3))
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Mul", ["x", "k"], ["kx"]),
+         onnx.helper.make_node("MatMul", ["kx", "w"], ["y"])],
+        "g", [info("x", kind, [3, 3])], [info("y", kind, [3, 3])],
+        [numpy_helper.from_array(np.array(0.1), "k"), numpy_helper.from_array(w, "w")],
+    )  # fmt: skip
+    proto = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8
+    )
+    (y,) = _runtime.run(_runtime.session(proto), ["y"], {"x": x})
+    np.testing.assert_allclose(y, 0.1 * x @ w, rtol=0, atol=1e-15)
+
+
 def test_one_hot_runs_in_double(model):
     """ONNX Runtime has no OneHot of doubles."""
     g = models.Graph()
