@@ -122,9 +122,9 @@ class _Lowered:
                     relayed[name, relay] = _finish(algebra, found[Relay(relay)], size, shape)
         result = onnx.ModelProto()
         result.CopyFrom(self.model)
-        result.graph.node.extend(builder.nodes)
-        result.graph.initializer.extend(builder.initializers)
-        return Linearization(step, result, jacobians, "jvp", batch, builder.bytes, relayed)
+        every = [*jacobians.values(), *relayed.values()]
+        working = builder.add_to(result.graph, [j.tensor for j in every if j.tensor])
+        return Linearization(step, result, jacobians, "jvp", batch, working, relayed)
 
 
 def _finish(algebra: Algebra, block: Block | None, rows: int, shape: tuple[int, int]) -> Jacobian:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,6 @@ class Builder:
         self.dtype = np.dtype(dtype)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self.bytes = 0  # of all tensors that a run computes, were they held at once
         self._prefix = prefix
         self._count = 0
         self._constants: dict[tuple, Tensor] = {}
@@ -71,10 +71,26 @@ class Builder:
             self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
             if self._fixed.issuperset(inputs):
                 self._fixed.add(name)
-            else:
-                self.bytes += math.prod(shape) * self.dtype.itemsize
             self._emitted[key] = Tensor(name, tuple(int(n) for n in shape))
         return self._emitted[key]
+
+    def add_to(self, graph: onnx.GraphProto, outputs: Iterable[str]) -> int:
+        """Add what computes some tensors; what nobody needs would be computed all the same.
+
+        Returns:
+            Bytes of all tensors that a run computes for them, were they held at once.
+        """
+        needed, sizes = set(outputs), {t.name: math.prod(t.shape) for t in self._emitted.values()}
+        kept, size = [], 0
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+                if node.output[0] not in self._fixed:
+                    size += sizes[node.output[0]]
+        graph.node.extend(reversed(kept))
+        graph.initializer.extend(t for t in self.initializers if t.name in needed)
+        return size * self.dtype.itemsize
 
     def fixed(self, t: Tensor) -> bool:
         """Whether it is made of constants alone, so that no run computes it."""
