@@ -225,11 +225,11 @@ class Engines:
         """What formulas say, on any machine."""
         linear = self.linearization()
         return Choice(self._by_rows(linear, layout), self._count(linear, layout, groups),
-                      self._threads, self._chunk(linear))  # fmt: skip
+                      self._threads, self._chunk(linear, self._options.chunk))  # fmt: skip
 
-    def _chunk(self, linear: Linearization) -> int:
+    def _chunk(self, linear: Linearization, asked: int | None) -> int:
         """Positions that one call linearises."""
-        chunk = min(self._options.chunk or linear.batch, len(self._corpus))
+        chunk = min(asked or linear.batch, len(self._corpus))
         if not self._on_cpu or chunk in (1, linear.batch):
             return chunk if self._on_cpu else linear.batch
         _memory.require(chunk * linear.working // linear.batch, _memory.available(),
@@ -329,10 +329,12 @@ class Engines:
         """The usual choice with what the run before had chosen, and nothing more was asked for."""
         options = self._options
         before = {n: v for n, v in options.before.items() if getattr(options, n, None) is None}
-        found = replace(usual, threads=before.get("threads", usual.threads),
-                        chunk=min(before.get("chunk", usual.chunk), len(self._corpus)))  # fmt: skip
+        linear = self.linearization()
+        found = replace(usual, threads=before.get("threads", usual.threads))
+        if "chunk" in before:
+            found = replace(found, chunk=self._chunk(linear, before["chunk"]))
         count = before.get("streams", 1)
-        if 1 < count <= len(self._cut(layout, groups, count)) and self._apart(self.linearization()):
+        if 1 < count <= len(self._cut(layout, groups, count)) and self._apart(linear):
             found = replace(found, streams=count)
         elif count == 1 and "streams" in before:
             found = replace(found, streams=0 if self._on_cpu else 1)

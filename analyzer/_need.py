@@ -10,6 +10,8 @@ from .linearize import Linearization, Step
 from .model import MemoryModel
 from .sums import Plan, Size
 
+_COPIES = 12  # of the weights and what is made of them: in files as they are read, in sessions
+
 
 @dataclass(frozen=True)
 class Need:
@@ -74,14 +76,14 @@ class Need:
             # The batches that wait for the products, one as it comes and one being arranged.
             + (AHEAD + 3) * linear.batch * dense * item
             + linear.working
-            + 8 * linear.model.ByteSize()
+            + _COPIES * linear.model.ByteSize()
         )
 
     def with_streams(self, linear: Linearization, beside: int) -> int:
         """With streams side by side that hold `beside` here, instead of one."""
         least = min(self._columns, sum(self.sizes.values()))
         tangents = self._tangents(list(self.sizes), least)
-        return self.least() - tangents + beside + 8 * linear.model.ByteSize()
+        return self.least() - tangents + beside + _COPIES * linear.model.ByteSize()
 
     @property
     def _columns(self) -> int:
