@@ -34,6 +34,8 @@ def relays_of(step: Step, wanted: Sequence[str] | None = None) -> tuple[str, ...
         NoBlockRule: As `block_linearization`.
     """
     graph = _Lowered.of(step, 1)
+    if not graph.read_on:
+        return ()
     names = [c.name for c in step.differentiable]
 
     def cost(relays: Sequence[str]) -> tuple[int, int]:
