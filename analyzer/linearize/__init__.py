@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .. import _limits
 from ..errors import NoBlockRule, NoDerivative
-from ._by_blocks import block_linearization, relays_of
+from ._by_blocks import block_linearization, relayed_linearization
 from ._dense import dense_linearization
 from ._differences import difference_linearization
 from ._linearization import Jacobian, Linearization
@@ -28,7 +28,6 @@ __all__ = [
     "dense_linearization",
     "difference_linearization",
     "linearize",
-    "relays_of",
     "rounds",
     "streams_apart",
 ]
@@ -46,7 +45,7 @@ def linearize(
         step: The step.
         batch: Positions that one call takes, if block rules cover the step; None chooses.
         wanted: States that are asked for; default all.
-        relays: See `relays_of`, which finds them by default.
+        relays: See `block_linearization`; `relayed_linearization` finds them by default.
 
     Raises:
         NoBlockRule: Neither block rules nor onnx-ad cover an operator; the message names it and
@@ -61,8 +60,12 @@ def _linearize(
 ) -> tuple[Linearization, str | None]:
     try:
         if relays is None:
-            relays = relays_of(step, wanted)
-        linear = block_linearization(step, batch or 1, relays)
+            linear = relayed_linearization(step, wanted)
+            relays = tuple(dict.fromkeys(relay for _, relay in linear.relayed))
+            if batch not in (None, 1):
+                linear = block_linearization(step, batch, relays)
+        else:
+            linear = block_linearization(step, batch or 1, relays)
         several = together(step, linear.working) if batch is None else 1
         if several > 1:
             linear = block_linearization(step, several, relays)

@@ -19,8 +19,8 @@ from ._step import Step, lowered
 from ._walk import walk
 
 
-def relays_of(step: Step, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Relays that make the products of a step fewer, in the order of the states.
+def relayed_linearization(step: Step, wanted: Sequence[str] | None = None) -> Linearization:
+    """The derivatives of one step at one position, by the relays that make the products fewest.
 
     A layer reads the successor of the layer below. By the successor, its derivative is one dense
     block; by all that the successor is made of, it is one for each of those. Three LSTM layers
@@ -34,22 +34,19 @@ def relays_of(step: Step, wanted: Sequence[str] | None = None) -> tuple[str, ...
         NoBlockRule: As `block_linearization`.
     """
     graph = _Lowered.of(step, 1)
-    if not graph.read_on:
-        return ()
-    names = [c.name for c in step.differentiable]
+    names = [c.name for c in step.differentiable] if wanted is None else wanted
 
-    def cost(relays: Sequence[str]) -> tuple[int, int]:
-        linear = graph.linearized(relays)
-        return linear.dense(linear.carried(names if wanted is None else wanted))
+    def cost(linear: Linearization) -> tuple[int, int]:
+        return linear.dense(linear.carried(names))
 
     chosen: list[str] = []
-    least = cost(chosen)
+    best = graph.linearized(chosen)
     for name in graph.read_on:
-        found = cost([*chosen, name])
-        if found < least:  # at every delay, or else for new inputs
+        found = graph.linearized([*chosen, name])
+        if cost(found) < cost(best):  # at every delay, or else for new inputs
             chosen.append(name)
-            least = found
-    return tuple(chosen)
+            best = found
+    return best
 
 
 def block_linearization(step: Step, batch: int = 1, relays: Sequence[str] = ()) -> Linearization:
