@@ -172,7 +172,6 @@ class _Differences:
         kind = helper.np_dtype_to_tensor_dtype(step.dtype)
         column = self._emit("Reshape", [coordinates, self._constant("column", [size, 1])])
         for name, _, width in self._inputs():
-            whole = self._constant(f"{name}/rows", [self._rows, batch, width])
             if name in moving:
                 source = moving[name]
                 own = self._constant(f"{name}/own", np.arange(*spans[source])[None])
@@ -182,6 +181,7 @@ class _Differences:
                 apart = self._constant(f"{name}/apart", [self._rows, 1, width])
                 copies = self._emit("Add", [name, self._emit("Reshape", [moves, apart])])
             else:
+                whole = self._constant(f"{name}/rows", [self._rows, batch, width])
                 copies = self._emit("Expand", [name, whole])
             flat = self._constant(f"{name}/flat", [self._rows * batch, width])
             self._emit("Reshape", [copies, flat], self._inner + name)
